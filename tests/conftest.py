@@ -1,0 +1,59 @@
+"""What every test shares: one thread, Hypothesis profiles, where outside data lie (absent: skipped with the reason)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# `pytest --hypothesis-profile=laws` (or HYPOTHESIS_PROFILE=laws) runs the long form of every law.
+settings.register_profile("default", max_examples=20, deadline=None, print_blob=True)
+settings.register_profile(
+    "laws",
+    max_examples=10_000,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+torch.set_num_threads(1)
+
+
+def _outside(variable: str, beside: str) -> Path:
+    path = Path(os.environ.get(variable, SHARED / beside))
+    if not path.is_dir():
+        pytest.skip(f"no {beside}: set {variable} to its folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder with copies of the public data sources."""
+    return _outside("NOSCRATCH_MIRROR", "data")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder with float64 reference vectors; its README gives shapes and formulas."""
+    return _outside("NOSCRATCH_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def vectors(golden: Path) -> Callable[[str], dict[str, Any]]:
+    """`vectors("conv")` -> the arrays of public_conv.npz as float64 or complex128 tensors, and `meta` as a dict."""
+
+    def load(name: str) -> dict[str, Any]:
+        with np.load(golden / f"public_{name}.npz") as arrays:
+            found: dict[str, Any] = {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != "meta"}
+            return found | {"meta": json.loads(str(arrays["meta"]))}
+
+    return load
