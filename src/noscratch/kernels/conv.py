@@ -1,0 +1,150 @@
+"""Long convolutions: the direct sum first, then row-blocked FFTs with a hand-written backward pass; SGConv's kernel.
+
+FFTs run in float32 or float64 whatever the dtype of the input, inside autocast too; results have the input's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from noscratch.kernels import KernelError, resolve
+
+LONG_CONV_BACKENDS = ("reference", "fast")
+SGCONV_BACKENDS = ("reference", "fast")
+
+
+def long_conv(
+    u: Tensor,
+    k: Tensor,
+    D: Tensor | None = None,
+    k_reverse: Tensor | None = None,
+    reverse_offset: int = 1,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """y_t = sum_{s<=t} k_{t-s} u_s + D u_t + sum_{s>=t+o} r_{s-t-o} u_s with r = k_reverse and o = reverse_offset.
+
+    u (batch, H, L); k (H, M) and k_reverse (H, R) of any length, taps beyond L have no effect; D (H,). Returns
+    (batch, H, L) in the dtype of u. reverse_offset 1: the reverse kernel starts at the next position (S4, SGConv); 0: at
+    the same one, so that the diagonal counts twice (flip, convolve, flip: BiGS). Raises KernelError for shapes or offsets
+    that do not fit.
+    """
+    chosen = resolve("long_conv", backend, LONG_CONV_BACKENDS, u.device)
+    H, L = _check(u, k, D, k_reverse, reverse_offset)
+    with torch.autocast(u.device.type, enabled=False):
+        wide = torch.float64 if torch.float64 in (u.dtype, k.dtype) else torch.float32
+        causal = k[:, :L].to(wide)
+        if D is not None:
+            causal = torch.cat([causal[:, :1] + D.to(wide).unsqueeze(-1), causal[:, 1:]], dim=-1)
+        anticausal = causal.new_zeros(H, 0)  # lags -1, -2, ...
+        if k_reverse is not None:
+            anticausal = k_reverse[:, : L - reverse_offset].to(wide)
+            if reverse_offset == 0:
+                causal = torch.cat([causal[:, :1] + anticausal[:, :1], causal[:, 1:]], dim=-1)
+                anticausal = anticausal[:, 1:]
+        if chosen == "reference":
+            return _direct(u.to(wide), causal, anticausal).to(u.dtype)
+        n = _fft_size(L + max(causal.shape[-1] - 1, anticausal.shape[-1]))
+        if anticausal.shape[-1]:
+            gap = causal.new_zeros(H, n - causal.shape[-1] - anticausal.shape[-1])
+            causal = torch.cat([causal, gap, anticausal.flip(-1)], dim=-1)
+        y: Tensor = _CircularConv.apply(u, causal, n)
+        return y
+
+
+def _check(u: Tensor, k: Tensor, D: Tensor | None, k_reverse: Tensor | None, reverse_offset: int) -> tuple[int, int]:
+    if u.ndim != 3:
+        raise KernelError(f"long_conv takes u of shape (batch, H, L); got {tuple(u.shape)}.")
+    H, L = u.shape[1:]
+    if reverse_offset not in (0, 1):
+        raise KernelError(f"reverse_offset is 0 (same position) or 1 (next position); got {reverse_offset}.")
+    for name, kernel in (("k", k), ("k_reverse", k_reverse)):
+        if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != H or kernel.shape[1] == 0):
+            raise KernelError(
+                f"long_conv takes {name} of shape ({H}, taps >= 1) for {H} heads; got {tuple(kernel.shape)}."
+            )
+    if D is not None and D.shape != (H,):
+        raise KernelError(f"long_conv takes D of shape ({H},) for {H} heads; got {tuple(D.shape)}.")
+    return H, L
+
+
+def _direct(u: Tensor, causal: Tensor, anticausal: Tensor) -> Tensor:
+    """The sum over the Toeplitz matrix T[h, t, s] = kernel at lag t - s."""
+    L = u.shape[-1]
+    lags = torch.arange(L, device=u.device)
+    lag = lags.unsqueeze(-1) - lags
+    taps = torch.cat([causal, causal.new_zeros(causal.shape[0], 1), anticausal.flip(-1)], dim=-1)  # index lag mod size
+    zero = causal.shape[-1]
+    inside = (lag < causal.shape[-1]) & (-lag <= anticausal.shape[-1])
+    T = taps[:, torch.where(inside, lag % taps.shape[-1], zero)]
+    return torch.einsum("hts,bhs->bht", T, u)
+
+
+def _fft_size(least: int) -> int:
+    """The smallest even 2^a 3^b 5^c >= least: FFT libraries are fastest on small factors, real FFTs on even sizes."""
+    best = 1 << max(1, (least - 1).bit_length())
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            size = 2 * three
+            while size < least:
+                size *= 2
+            best = min(best, size)
+            three *= 3
+        five *= 5
+    return best
+
+
+def _blocks(u: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(sequences, heads) of about 2^18 values, at least 32 rows: spectra stay in the CPU's cache. Else one block."""
+    batch, H, L = u.shape
+    rows = max(32, 2**18 // L) if u.device.type == "cpu" else batch * H
+    heads = max(1, rows // batch)
+    sequences = min(batch, rows)
+    for h in range(0, H, heads):
+        for b in range(0, batch, sequences):
+            yield slice(b, b + sequences), slice(h, h + heads)
+
+
+class _CircularConv(torch.autograd.Function):
+    """u (batch, H, L) convolved with kernel (H, M <= n) at circular size n, cut to L; at that n nothing wraps."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, kernel: Tensor, n: int) -> Tensor:
+        spectrum = torch.fft.rfft(kernel, n=n)
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        saved = []
+        for b, h in _blocks(u):
+            U = torch.fft.rfft(u[b, h].to(kernel.dtype), n=n)
+            y[b, h] = torch.fft.irfft(U * spectrum[h], n=n)[..., : u.shape[-1]]
+            if ctx.needs_input_grad[1]:
+                saved.append(U)
+        ctx.save_for_backward(spectrum, *saved)
+        ctx.n, ctx.taps, ctx.dtype, ctx.u_dtype = n, kernel.shape[-1], kernel.dtype, u.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        spectrum, *saved = ctx.saved_tensors
+        needs_u, needs_kernel, _ = ctx.needs_input_grad
+        grad_u = torch.empty_like(grad, memory_format=torch.contiguous_format) if needs_u else None
+        total = torch.zeros_like(spectrum) if needs_kernel else None  # sum over the batch of conj(dL/dspectrum)
+        for i, (b, h) in enumerate(_blocks(grad)):
+            G = torch.fft.rfft(grad[b, h].to(ctx.dtype), n=ctx.n).conj_physical_()
+            if total is not None:
+                for row in range(G.shape[0]):
+                    total[h].addcmul_(G[row], saved[i][row])
+            if grad_u is not None:
+                # conj(conj(G) K) is the spectrum of grad correlated with the kernel.
+                grad_u[b, h] = torch.fft.irfft((G * spectrum[h]).conj_physical_(), n=ctx.n)[..., : grad.shape[-1]]
+        grad_kernel = None
+        if total is not None:
+            grad_kernel = torch.fft.irfft(total.conj_physical_(), n=ctx.n)[..., : ctx.taps]
+        return grad_u, grad_kernel, None
