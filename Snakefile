@@ -1,0 +1,112 @@
+"""How each file is made: one rule per kind of job, then the views, reports and the site.
+
+The plan (src/noscratch/plan.py) names the jobs; a job's only output is the record of its store entry, which one rename publishes
+whole. So existence means complete and up to date (profiles/default: rerun-triggers mtime, and every input is ancient), and nothing is
+re-run after `git clone`, `dvc pull` or `touch`. Views and reports have no declared output: their rules always run and are idempotent.
+"""
+
+import os
+import sys
+
+from noscratch.availability import refresh_availability
+from noscratch.device import gpu_count
+from noscratch.locks import only_run
+from noscratch.plan import KINDS, VIEWS, read_plan
+from noscratch.store import Store
+
+STORE = Store(Path.cwd())
+if workflow.is_main_process and not workflow.dryrun:
+    # One run at a time: the lock lives as long as this process. Blocked results are forgotten first, so that they are tried again.
+    LOCK = only_run(STORE.data)
+    LOCK.__enter__()
+    STORE.drop_blocked()
+PLAN = read_plan(Path.cwd())
+GPUS = gpu_count() if PLAN.params.run.device != "cpu" else 0
+NOSCRATCH = f"{sys.executable} -m noscratch"
+
+
+def record(job):
+    return f"data/store/{job.name}/record.json"
+
+
+def needs(wildcards):
+    return [ancient(record(PLAN[address])) for address in PLAN[wildcards.address].needs.values()]
+
+
+def shown_in(*views):
+    return [ancient(record(job)) for view in views for job in PLAN.in_view(view)]
+
+
+wildcard_constraints:
+    address="[0-9a-f]{12}",
+    label="[a-z0-9-]+",
+
+
+localrules:
+    all,
+    raw,
+    prepared,
+    runs,
+
+
+rule all:
+    input:
+        shown_in(*VIEWS),
+    shell:
+        f"{NOSCRATCH} view raw prepared runs && {NOSCRATCH} collect && {NOSCRATCH} judge"
+        f" && {NOSCRATCH} publish && {NOSCRATCH} site"
+
+
+for kind in KINDS:
+
+    rule:
+        name:
+            kind
+        input:
+            needs,
+        output:
+            "data/store/{address}-" + kind + "-{label}/record.json",
+        log:
+            "data/logs/{address}-" + kind + "-{label}.log",
+        threads: PLAN.params.run.threads
+        resources:
+            gpu=1 if GPUS and kind in VIEWS["runs"] else 0,
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        shell:
+            NOSCRATCH + " run {wildcards.address} > {log} 2>&1"
+
+
+rule raw:
+    input:
+        shown_in("raw"),
+    shell:
+        f"{NOSCRATCH} view raw"
+
+
+rule prepared:
+    input:
+        shown_in("prepared"),
+    shell:
+        f"{NOSCRATCH} view prepared"
+
+
+rule runs:
+    input:
+        shown_in("runs"),
+    shell:
+        f"{NOSCRATCH} view runs"
+
+
+onstart:
+    if "DVC_ROOT" not in os.environ:
+        refresh_availability(STORE, PLAN)
+
+
+onsuccess:
+    STORE.drop_blocked()
+    if "all" in workflow.dag_settings.targets or not workflow.dag_settings.targets:
+        shell(f"{NOSCRATCH} commit")
+
+
+onerror:
+    STORE.drop_blocked()

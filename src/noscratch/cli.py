@@ -1,0 +1,335 @@
+"""The command line: one sub-command per stage or question. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from noscratch.errors import NoscratchError
+from noscratch.plan import VIEWS, Plan, read_plan, sources_of
+from noscratch.store import BLOCKED, RECORD, Store, make_view, read_record, sync, view_differs
+
+# What an exit code means to a script or a scheduler.
+EXIT_ERROR = 1
+EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped at a checkpoint; the same command goes on from there
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Which published claims about long-sequence architectures hold, at what cost, and how sure are we?\n\n"
+    "Start with [bold]make repro[/bold]: it builds everything of the smoke tier and names the page to open. "
+    "Commands run in the checkout, beside params.yaml.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: a NoscratchError becomes one message and exit code 1."""
+    try:
+        app()
+    except NoscratchError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(EXIT_ERROR)
+
+
+def _checkout() -> tuple[Store, Plan]:
+    root = Path.cwd()
+    plan = read_plan(root)
+    return Store(root), plan
+
+
+def _states(store: Store, plan: Plan) -> dict[str, str]:
+    """State of every job: that of its record (in the store, or in its view when the store dropped it), or `planned`."""
+    states = {}
+    for view in VIEWS:
+        for job in plan.in_view(view):
+            for folder in (store.path(job), store.data / view / job.view):
+                if (folder / RECORD).is_file():
+                    record = read_record(folder)
+                    if record["address"] == job.address:
+                        states[job.address] = record["state"]
+                        break
+            else:
+                states[job.address] = "planned"
+    return states
+
+
+@app.command()
+def plan(
+    kind: Annotated[str | None, typer.Option(help="Only this kind of job: fetch, prepare, pretrain, finetune.")] = None,
+) -> None:
+    """List every job of the chosen tier with its address and state.
+
+    Example: noscratch plan --kind finetune
+    """
+    store, the_plan = _checkout()
+    states = _states(store, the_plan)
+    table = Table("address", "kind", "job", "state", box=None, pad_edge=False)
+    for job in the_plan.jobs.values():
+        if kind in (None, job.kind):
+            table.add_row(job.address, job.kind, job.label, states[job.address])
+    out.print(table)
+
+
+@app.command()
+def status() -> None:
+    """Count the jobs of the chosen tier by kind and state, and give the reason of each that is not done.
+
+    Example: noscratch status
+    """
+    store, the_plan = _checkout()
+    states = _states(store, the_plan)
+    for kind, count in Counter(job.kind for job in the_plan.jobs.values()).items():
+        by_state = Counter(states[job.address] for job in the_plan.of(kind))
+        out.print(f"{kind:9} {count:5}: " + ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())))
+    for line in _reasons(store, the_plan):
+        out.print(line)
+
+
+def _reasons(store: Store, the_plan: Plan) -> list[str]:
+    """One line for each job that ended otherwise than done; what merely waits on a blocked source is counted with it."""
+    lines: list[str] = []
+    waiting: Counter[str] = Counter()
+    for view in VIEWS:
+        for job in the_plan.in_view(view):
+            folder = store.data / view / job.view
+            if not (folder / RECORD).is_file():
+                continue
+            record = read_record(folder)
+            if record["state"] == "done":
+                continue
+            if job.kind == "fetch":
+                lines.append(f"{record['state']:9} source {job.label}: {record['reason']}")
+            elif record["state"] == "blocked":
+                waiting[job.kind] += 1
+            else:
+                lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
+    if waiting:
+        lines.append("waiting on blocked sources: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
+    return lines
+
+
+@app.command()
+def run(
+    address: Annotated[str, typer.Argument(help="Twelve hex digits from `noscratch plan`.")],
+    stop_after: Annotated[float | None, typer.Option(help="Seconds; then checkpoint and exit with code 75. The same command goes on.")] = None,
+) -> None:
+    """Do one job, unless its result stands in the store.
+
+    Example: noscratch run 3fa9c1d2e4b0 --stop-after 3000
+    """
+    from noscratch.stages import run_job
+
+    store, the_plan = _checkout()
+    job = the_plan[address]
+    try:
+        state = run_job(store, the_plan, job, stop_after=stop_after, progress=True)
+    except Exception as error:
+        if type(error).__name__ != "Interrupted":  # train.Interrupted; importing it would import torch for every fetch
+            raise
+        out.print(f"{job.name}: stopped at a checkpoint; run the same command to go on")
+        sys.exit(EXIT_AGAIN)
+    out.print(f"{job.name}: {state}")
+
+
+@app.command()
+def sources(
+    refresh: Annotated[bool, typer.Option("--refresh", help="Rewrite data/availability.json when something changed.")] = False,
+) -> None:
+    """List the sources of the plan: which can be had, which are blocked and why.
+
+    Example: NOSCRATCH_MIRROR=../mirror noscratch sources --refresh
+    """
+    from noscratch.availability import read_availability, refresh_availability
+
+    store, the_plan = _checkout()
+    if refresh:
+        refresh_availability(store, the_plan)
+        return
+    table = Table("source", "state", box=None, pad_edge=False)
+    for name, state in read_availability(store, the_plan).items():
+        table.add_row(name, escape(state))
+    out.print(table)
+
+
+@app.command()
+def fetch(
+    network: Annotated[bool, typer.Option("--network", help="Download, whatever the tier says. What is here once is here for good.")] = False,
+) -> None:
+    """Bring every source of the plan into the store.
+
+    Example: noscratch fetch --network
+    """
+    from noscratch.availability import refresh_availability
+    from noscratch.stages import run_job
+
+    store, the_plan = _checkout()
+    store.drop_blocked()
+    for job in the_plan.of("fetch"):
+        state = run_job(store, the_plan, job, network=network or None, progress=True)
+        reason = read_record(store.path(job))["reason"]
+        out.print(f"{job.label}: {state}" + (f" ({escape(reason)})" if reason else ""))
+    store.drop_blocked()
+    refresh_availability(store, the_plan)
+
+
+@app.command(name="sync")
+def sync_command() -> None:
+    """Adopt into the store what the views hold, as after `dvc pull` in a fresh clone; every byte is hashed first.
+
+    Example: dvc pull && noscratch sync
+    """
+    store, the_plan = _checkout()
+    adopted = sync(store, the_plan)
+    if adopted:
+        out.print(f"adopted {len(adopted)} results from the views")
+
+
+@app.command()
+def view(names: Annotated[list[str], typer.Argument(help="raw, prepared, runs")]) -> None:
+    """Make views show exactly what the plan names.
+
+    Example: noscratch view raw prepared runs
+    """
+    store, the_plan = _checkout()
+    for name in names:
+        if name not in VIEWS:
+            raise NoscratchError(f"The views are {', '.join(VIEWS)}; got {name!r}. Name one of them.")
+        make_view(store, the_plan, name)
+        if name == "raw":
+            from noscratch.availability import note_outcomes
+
+            note_outcomes(store, the_plan)
+
+
+@app.command()
+def collect() -> None:
+    """Gather the records of the plan's runs into reports/results.parquet, metrics.json and curves.csv.
+
+    Example: noscratch collect
+    """
+    from noscratch.results.collect import collect as gather
+
+    store, the_plan = _checkout()
+    gather([store.data / "runs" / job.view for job in the_plan.in_view("runs")], store.root / "reports")
+
+
+@app.command()
+def judge() -> None:
+    """Test every claim in claims/ against the results; writes reports/verdicts.parquet.
+
+    Example: noscratch judge
+    """
+    from noscratch.results.judge import judge as test_claims
+
+    root = Path.cwd()
+    test_claims(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
+
+
+@app.command()
+def publish() -> None:
+    """Generate the site's pages from the reports into site/docs/generated.
+
+    Example: noscratch publish
+    """
+    from noscratch.results.publish import publish as write_pages
+
+    write_pages(Path.cwd())
+
+
+@app.command()
+def site() -> None:
+    """Build the site into public/, strictly: a dead link is an error.
+
+    Example: noscratch site
+    """
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SOURCE_DATE_EPOCH": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "--quiet", "build", "--config-file", "site/mkdocs.yml", "--strict"],
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        raise NoscratchError("The site builds without warnings; MkDocs stopped (see above). Mend the page that it names, then `noscratch site`.")
+
+
+@app.command()
+def commit() -> None:
+    """Record a finished `snakemake all` for DVC, after checking that the views are those of the present plan.
+
+    Example: noscratch commit
+    """
+    if "DVC_ROOT" in os.environ:
+        return  # inside `dvc repro`, which records its stages itself
+    store, the_plan = _checkout()
+    for name in VIEWS:
+        difference = view_differs(store, the_plan, name)
+        if difference:
+            raise NoscratchError(
+                f"DVC records only views of the present plan; {difference}. Run `snakemake --cores all all`, which ends with this command."
+            )
+    done = subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=False)
+    if done.returncode:
+        raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
+
+
+@app.command()
+def repro() -> None:
+    """Build everything of the chosen tier: availability, `dvc repro`, and a summary. What `make repro` calls.
+
+    Example: NOSCRATCH_MIRROR=../mirror noscratch repro
+    """
+    from noscratch.availability import refresh_availability
+    from noscratch.locks import only_run
+
+    store, the_plan = _checkout()
+    with only_run(store.data):
+        adopted = sync(store, the_plan)
+        if adopted:
+            out.print(f"adopted {len(adopted)} results from the views")
+        refresh_availability(store, the_plan)
+        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
+    if done.returncode:
+        raise NoscratchError("`dvc repro` stopped (see above). Mend what it names and run the same command: finished jobs are kept.")
+    _summary(store, the_plan)
+
+
+def _summary(store: Store, the_plan: Plan) -> None:
+    states = _states(store, the_plan)
+    total = Counter(states[job.address] for job in the_plan.of("finetune"))
+    out.print()
+    out.print(f"[bold]{the_plan.params.run.tier} tier[/]: {len(the_plan.jobs)} jobs, {sum(total.values())} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(total.items())))
+    for line in _reasons(store, the_plan):
+        out.print(escape(line))
+    out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")
+    out.print("open      public/index.html")
+
+
+@app.command()
+def gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> None:
+    """Remove from the store what the present plan does not name, and what killed jobs left.
+
+    Example: noscratch gc --dry-run
+    """
+    import shutil
+
+    from noscratch.locks import only_run
+
+    store, the_plan = _checkout()
+    with only_run(store.data):
+        for path in [*store.leftovers(), *store.unnamed(the_plan)]:
+            out.print(f"{'would remove' if dry_run else 'removed'} {path.relative_to(store.root)}")
+            if not dry_run:
+                shutil.rmtree(path)

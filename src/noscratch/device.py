@@ -1,0 +1,74 @@
+"""Where a training job runs: the rule for `run.device`, and one lock per GPU so that no two jobs share one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from noscratch.errors import NoscratchError
+
+
+def gpu_count() -> int:
+    """GPUs of this host, by the driver's own word. NOSCRATCH_GPUS overrides it (to use fewer, or to test)."""
+    asked = os.environ.get("NOSCRATCH_GPUS")
+    if asked is not None:
+        if not asked.isdigit():
+            raise NoscratchError(f"NOSCRATCH_GPUS is a whole number of GPUs, 0 or more; got {asked!r}. Correct or unset it.")
+        return int(asked)
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+
+
+def choose(device: str, tier: str, gpus: int) -> str:
+    """ "cuda" or "cpu" for a training job, from `run.device`, the tier and the number of GPUs.
+
+    Raises NoscratchError above the smoke tier when a GPU is wanted and there is none: a night of CPU time is never spent by accident.
+    """
+    if device == "cpu":
+        return "cpu"
+    if gpus:
+        return "cuda"
+    if tier == "smoke":
+        return "cpu"
+    raise NoscratchError(
+        f"Training jobs of tier {tier} run on a GPU (run.device: {device}); this host has none. "
+        "Run them on a GPU host, or set run.device: cpu in params.yaml to spend CPU time on them."
+    )
+
+
+@contextmanager
+def gpu_slot(folder: Path, gpus: int) -> Iterator[int]:
+    """Hold one of `gpus` GPUs: a lock file each in `folder`, freed by the kernel when the holder dies, however it dies.
+
+    Waits until one is free and sets CUDA_VISIBLE_DEVICES to it; must come before CUDA is initialized.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    allowed = before.split(",") if before else [str(index) for index in range(gpus)]
+    while True:
+        for slot, device in enumerate(allowed[:gpus]):
+            lock = os.open(folder / f"gpu{device}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+            try:
+                yield slot
+            finally:
+                if before is None:
+                    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+                else:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = before
+                os.close(lock)
+            return
+        time.sleep(0.2)

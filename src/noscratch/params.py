@@ -1,0 +1,217 @@
+"""The settings: params.yaml as strict, frozen objects. Nothing else reads that file.
+
+Every mistake is one message with the place, the rule, what was got and the nearest valid name; all are found before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from noscratch import code
+from noscratch.errors import NoscratchError
+from noscratch.yaml_reader import read as read_yaml
+
+FILE = "params.yaml"
+PROTOCOLS = ("scratch", "spt-masked", "spt-causal")
+
+Tier = Literal["smoke", "mini", "paper"]
+Protocol = Literal["scratch", "spt-masked", "spt-causal"]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Selector = Literal["all"] | tuple[str, ...]
+
+
+class ParamsError(NoscratchError):
+    """params.yaml breaks a rule."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(_Strict):
+    """How every command runs."""
+
+    tier: Tier
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Positive
+    dtype: Literal["float32", "bfloat16"]
+    backend: Literal["auto", "reference", "fast", "triton", "compiled"]
+    checkpoint_seconds: Positive
+
+
+class Model(_Strict):
+    """Size of the network: width, number of blocks, dropout probability."""
+
+    d_model: Positive
+    layers: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Train(_Strict):
+    """One phase of training: budget, optimizer, schedule."""
+
+    steps: Positive
+    batch_tokens: Positive
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Count
+    schedule: Literal["cosine", "constant"]
+    clip: Annotated[float, Field(ge=0)]
+    evaluate_every: Positive
+
+
+class Block(_Strict):
+    """Part of a grid: the cells tasks x backbones x protocols."""
+
+    tasks: Selector
+    backbones: Selector
+    protocols: Selector
+
+
+class Override(_Strict):
+    """Changes for the cells that it selects; what it leaves out selects all."""
+
+    tasks: Selector = "all"
+    backbones: Selector = "all"
+    protocols: Selector = "all"
+    model: dict[str, Any] = {}
+    pretrain: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+
+
+class TierParams(_Strict):
+    """The plan of one tier."""
+
+    network: bool
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
+    grid: Annotated[tuple[Block, ...], Field(min_length=1)]
+    data: dict[str, dict[str, Any]]
+    model: Model
+    pretrain: Train
+    finetune: Train
+    overrides: tuple[Override, ...] = ()
+
+
+class Params(_Strict):
+    """The whole of params.yaml."""
+
+    run: Run
+    tasks: dict[str, dict[str, Any]]
+    backbones: dict[str, dict[str, Any]]
+    tiers: dict[Tier, TierParams]
+
+    @property
+    def tier(self) -> TierParams:
+        """The tier that `run.tier` names."""
+        return self.tiers[self.run.tier]
+
+
+def backbone_module(name: str) -> str:
+    """The module behind a backbone's name: the part before the first hyphen."""
+    return f"noscratch.backbones.{name.partition('-')[0]}"
+
+
+def task_module(name: str) -> str:
+    """The module behind a task's name, which is the part before the first hyphen."""
+    return f"noscratch.tasks.{name.partition('-')[0]}"
+
+
+def load(root: Path) -> Params:
+    """Read and check params.yaml in `root`; raises ParamsError."""
+    path = root / FILE
+    if not path.is_file():
+        raise ParamsError(f"Commands run in a checkout of noscratch, beside {FILE}; there is none here. Change to that folder.")
+    return parse(read_yaml(path).data)
+
+
+def parse(data: object) -> Params:
+    """Check settings that were read; raises ParamsError with one line for each broken rule."""
+    try:
+        params = Params.model_validate(data)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(dict(item)) for item in error.errors())) from None
+    mistakes = list(_mistakes(params))
+    if mistakes:
+        raise ParamsError("\n".join(mistakes))
+    return params
+
+
+def _mistakes(params: Params) -> Iterable[str]:
+    """Rules that join several places: names that must exist, fields that a Config must have."""
+    known_tasks, known_backbones = code.names_in("noscratch.tasks"), code.names_in("noscratch.backbones")
+    for name, config in params.tasks.items():
+        if name.partition("-")[0] not in known_tasks:
+            yield unknown(f"tasks.{name}", "task", name, known_tasks)
+            continue
+        yield from _fields(f"tasks.{name}", config, code.config_fields(task_module(name)))
+    for name, config in params.backbones.items():
+        if name.partition("-")[0] not in known_backbones:
+            yield unknown(f"backbones.{name}", "backbone", name, known_backbones)
+            continue
+        yield from _fields(f"backbones.{name}", config, code.config_fields(backbone_module(name)))
+    if params.run.tier not in params.tiers:
+        yield unknown("run.tier", "tier", params.run.tier, params.tiers)
+    for tier, settings in params.tiers.items():
+        here = f"tiers.{tier}"
+        for name, config in settings.data.items():
+            if name.partition("-")[0] not in known_tasks:
+                yield unknown(f"{here}.data.{name}", "task", name, known_tasks)
+            else:
+                yield from _fields(f"{here}.data.{name}", config, code.config_fields(task_module(name)))
+        # A grid may name what `tasks` and `backbones` leave out (that is how one is taken out of the plan), but not what has no file.
+        for i, block in enumerate([*settings.grid, *settings.overrides]):
+            place = f"{here}.grid[{i}]" if i < len(settings.grid) else f"{here}.overrides[{i - len(settings.grid)}]"
+            for kind, selector, known in (
+                ("task", block.tasks, known_tasks),
+                ("backbone", block.backbones, known_backbones),
+                ("protocol", block.protocols, PROTOCOLS),
+            ):
+                for name in () if selector == "all" else selector:
+                    if (name if kind == "protocol" else name.partition("-")[0]) not in known:
+                        yield unknown(f"{place}.{kind}s", kind, name, known)
+        for i, override in enumerate(settings.overrides):
+            for section, model in (("model", Model), ("pretrain", Train), ("finetune", Train)):
+                try:
+                    model.model_validate({**getattr(settings, section).model_dump(), **getattr(override, section)})
+                except ValidationError as error:
+                    for item in error.errors():
+                        yield _explain({**item, "loc": ("tiers", tier, "overrides", i, section, *item["loc"])})
+
+
+def unknown(place: str, kind: str, got: str, valid: Iterable[str]) -> str:
+    """The message for a name that does not exist: the valid ones and the nearest match."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(str(got), valid, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{FILE}, {place}: there is no {kind} {got!r}; valid: {', '.join(valid)}.{hint}"
+
+
+def _fields(place: str, config: Mapping[str, Any], fields: tuple[str, ...]) -> Iterable[str]:
+    for key in config:
+        if key not in fields:
+            yield unknown(f"{place}.{key}", "key", key, fields)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"run": Run, "model": Model, "pretrain": Train, "finetune": Train, "grid": Block, "overrides": Override}
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One pydantic error as place, rule and what was got."""
+    where = [str(part) for part in error["loc"] if part != "tuple[str, ...]" and not str(part).startswith(("literal", "tuple"))]
+    place = ".".join(where)
+    if error["type"] == "extra_forbidden":
+        owner: type[BaseModel] = Params
+        for part in where[:-1]:
+            owner = _SECTIONS.get(part, TierParams if part in ("smoke", "mini", "paper") else owner)
+        return unknown(place, "key", where[-1], owner.model_fields)
+    if error["type"] == "missing":
+        return f"{FILE}, {place}: this key is needed and missing. Add it; the comments in {FILE} say what it means."
+    if error["type"] == "literal_error" and not isinstance(error["input"], (list, tuple)):
+        return f"{FILE}, {place}: expected {error['ctx']['expected']}; got {error['input']!r}. Choose one of them."
+    return f"{FILE}, {place}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}. Correct the value."

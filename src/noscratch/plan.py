@@ -1,0 +1,205 @@
+"""What there is to do: every job of the chosen tier, its address, what it needs, where its result is shown.
+
+A job's address is the hash of its settings, of the code that it reaches and of the addresses of the jobs that it needs. So a result
+lives at the hash of everything that we could change; the device, library versions and where bytes came from are recorded, not hashed.
+This module imports no torch: a plan costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from noscratch import code
+from noscratch.errors import NoscratchError
+from noscratch.params import PROTOCOLS, Params, Selector, TierParams, backbone_module, load, task_module
+from noscratch.sources.registry import SOURCES
+
+KINDS = ("fetch", "prepare", "pretrain", "finetune")
+VIEWS = {"raw": ("fetch",), "prepared": ("prepare",), "runs": ("pretrain", "finetune")}
+
+# The objective that a protocol pretrains with.
+PRETRAINING = {"spt-masked": "masked", "spt-causal": "causal"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the grid: what a row of results is about."""
+
+    tier: str
+    task: str
+    backbone: str
+    protocol: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The cell's name in the store, words joined by hyphens."""
+        return f"{self.tier}-{self.task}-{self.backbone}-{self.protocol}-seed{self.seed}"
+
+    @property
+    def view(self) -> str:
+        """The cell's folder below data/runs."""
+        return f"{self.tier}/{self.task}/{self.backbone}/{self.protocol}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file-making step. `needs` maps a role ("cola", "prepared", "pretrained") to the address of another job."""
+
+    kind: str
+    label: str
+    settings: Mapping[str, Any]
+    modules: tuple[str, ...]
+    needs: Mapping[str, str]
+    view: str
+    cell: Cell | None = None
+
+    @cached_property
+    def code(self) -> str:
+        """Digest of the package code that the job reaches."""
+        return code.digest(self.modules)
+
+    @cached_property
+    def address(self) -> str:
+        """First 12 hex digits of the sha256 over kind, settings, code and needs."""
+        identity = {"kind": self.kind, "settings": self.settings, "code": self.code, "needs": self.needs}
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """The job's folder in the store."""
+        return f"{self.address}-{self.kind}-{self.label}"
+
+
+def canonical_json(value: object) -> str:
+    """JSON with one spelling: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class Plan:
+    """All jobs of one tier by address; a job stands after the jobs that it needs."""
+
+    def __init__(self, params: Params) -> None:
+        """Enumerate the jobs of `params.run.tier`."""
+        self.params = params
+        self.jobs: dict[str, Job] = {}
+        self._prepared: dict[str, Job] = {}
+        for cell in cells(params):
+            self._finetune(cell)
+
+    def __getitem__(self, address: str) -> Job:
+        """The job at an address; NoscratchError when the plan has none."""
+        try:
+            return self.jobs[address]
+        except KeyError:
+            raise NoscratchError(
+                f"The present plan ({self.params.run.tier} tier, {len(self.jobs)} jobs) has no job {address!r}. "
+                "See `noscratch plan`; if settings or code changed since, run `snakemake all` again."
+            ) from None
+
+    def of(self, *kinds: str) -> list[Job]:
+        """The jobs of some kinds, in plan order."""
+        return [job for job in self.jobs.values() if job.kind in kinds]
+
+    def in_view(self, view: str) -> list[Job]:
+        """The jobs whose results a view shows."""
+        return self.of(*VIEWS[view])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over all addresses: two plans with the same digest have the same jobs."""
+        return hashlib.sha256("\n".join(sorted(self.jobs)).encode()).hexdigest()
+
+    def _add(self, job: Job) -> Job:
+        return self.jobs.setdefault(job.address, job)
+
+    def fetch(self, source: str) -> Job:
+        """The job that brings a source's bytes."""
+        # Settings name the accepted content alone: where its bytes come from must not move an address.
+        settings = {"source": source, "edition": SOURCES[source].edition}
+        return self._add(Job("fetch", source, settings, ("noscratch.sources.unpack",), {}, source))
+
+    def prepare(self, task: str) -> Job:
+        """The job that turns a task's sources into token arrays."""
+        if task not in self._prepared:
+            module = task_module(task)
+            sources = code.spec_literal(module, "sources")
+            if not isinstance(sources, tuple):
+                raise NoscratchError(f"SPEC.sources of {module} is a tuple of source names; got {sources!r}. Write it so.")
+            data = {**self.params.tasks[task], **self.params.tier.data.get(task, {})}
+            needs = {source: self.fetch(source).address for source in sources}
+            self._prepared[task] = self._add(Job("prepare", task, {"task": task, "data": data}, (module,), needs, task))
+        return self._prepared[task]
+
+    def _finetune(self, cell: Cell) -> None:
+        needs = {"prepared": self.prepare(cell.task).address}
+        modules = ("noscratch.train", backbone_module(cell.backbone))
+        if cell.protocol in PRETRAINING:
+            pretrain = self._settings(cell, "pretrain", PRETRAINING[cell.protocol])
+            needs["pretrained"] = self._add(
+                Job("pretrain", cell.label, pretrain, modules, dict(needs), f"{cell.view}/pretrain", cell)
+            ).address
+        finetune = self._settings(cell, "finetune", "classify")
+        self._add(Job("finetune", cell.label, finetune, modules, needs, f"{cell.view}/finetune", cell))
+
+    def _settings(self, cell: Cell, phase: str, objective: str) -> dict[str, Any]:
+        """All that one training job is told; see train.run."""
+        tier = self.params.tier
+        model, train = tier.model.model_dump(), getattr(tier, phase).model_dump()
+        for override in tier.overrides:
+            if _selects(override.tasks, cell.task) and _selects(override.backbones, cell.backbone) and _selects(override.protocols, cell.protocol):
+                model |= override.model
+                train |= getattr(override, phase)
+        return {
+            "phase": phase,
+            "objective": objective,
+            "tier": cell.tier,
+            "task": cell.task,
+            "backbone": cell.backbone,
+            "protocol": cell.protocol,
+            "seed": cell.seed,
+            "backbone_config": self.params.backbones[cell.backbone],
+            "model": model,
+            "train": train,
+            "dtype": self.params.run.dtype,
+            "threads": self.params.run.threads,
+            "backend": resolved_backend(self.params.run.backend),
+        }
+
+
+def resolved_backend(backend: str) -> str:
+    """What `auto` means: the fast forms, which every kernel has on every device."""
+    return "fast" if backend == "auto" else backend
+
+
+def _selects(selector: Selector, name: str) -> bool:
+    return selector == "all" or name in selector
+
+
+def cells(params: Params) -> list[Cell]:
+    """The grid of the chosen tier: its blocks joined, each cell once, in the order of tasks, backbones, protocols, seeds."""
+    tier: TierParams = params.tier
+    return [
+        Cell(params.run.tier, task, backbone, protocol, seed)
+        for task in params.tasks
+        for backbone in params.backbones
+        for protocol in PROTOCOLS
+        if any(_selects(b.tasks, task) and _selects(b.backbones, backbone) and _selects(b.protocols, protocol) for b in tier.grid)
+        for seed in tier.seeds
+    ]
+
+
+def read_plan(root: Path) -> Plan:
+    """The plan that params.yaml in `root` and the present code make."""
+    return Plan(load(root))
+
+
+def sources_of(plan: Plan) -> Iterable[str]:
+    """Names of the sources that the plan needs, in plan order."""
+    return [str(job.settings["source"]) for job in plan.of("fetch")]

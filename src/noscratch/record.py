@@ -1,0 +1,117 @@
+"""What is kept of a job: record.json, the same bytes on every run, and provenance.json, what differs each time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from noscratch.plan import Job
+from noscratch.store import PROVENANCE, RECORD, sha256_of, write_json
+
+SCHEMA = 1
+STATES = ("done", "failed", "blocked", "diverged")
+LIBRARIES = ("numpy", "numba", "pillow", "pyarrow", "safetensors", "scikit-learn", "scipy", "tokenizers", "torch", "triton")
+
+
+def write_record(
+    job: Job, folder: Path, state: str, inputs: Mapping[str, str], result: Mapping[str, Any], reason: str | None = None
+) -> None:
+    """Write record.json beside the artifacts in `folder`; it lists each with its size and sha256."""
+    assert state in STATES
+    artifacts = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_json(
+        folder / RECORD,
+        {
+            "schema": SCHEMA,
+            "kind": job.kind,
+            "address": job.address,
+            "name": job.name,
+            "cell": asdict(job.cell) if job.cell else None,
+            "settings": job.settings,
+            "code": job.code,
+            "modules": list(job.modules),
+            "needs": dict(job.needs),
+            "inputs": dict(inputs),
+            "state": state,
+            "reason": reason,
+            "artifacts": artifacts,
+            "result": dict(result),
+        },
+    )
+
+
+class Stopwatch:
+    """Provenance of one job: started when made, written when done."""
+
+    def __init__(self, root: Path, device: str) -> None:
+        """Note the time and the state of the checkout before the work starts."""
+        self.started = datetime.now(UTC)
+        self._clock, self._cpu = time.perf_counter(), time.process_time()
+        self.commit, self.dirty = _commit(root)
+        self.device = device
+
+    def write(self, folder: Path, extra: Mapping[str, Any]) -> None:
+        """Write provenance.json; `extra` is what only the job knows (a source's origin, telemetry)."""
+        write_json(
+            folder / PROVENANCE,
+            {
+                "commit": self.commit,
+                "dirty": self.dirty,
+                "device": self.device,
+                "host": platform.node(),
+                "platform": platform.platform(),
+                "processor": _processor(),
+                "python": platform.python_version(),
+                "libraries": _versions(),
+                "arguments": sys.argv[1:],
+                "started": self.started.isoformat(timespec="seconds"),
+                "seconds": round(time.perf_counter() - self._clock, 3),
+                "cpu_seconds": round(time.process_time() - self._cpu, 3),
+                **extra,
+            },
+        )
+
+
+def _commit(root: Path) -> tuple[str | None, bool | None]:
+    """The checkout's commit, and whether tracked files differ from it; None outside git (a bare GPU host)."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, env=environment, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, env=environment, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

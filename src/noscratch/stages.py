@@ -1,0 +1,116 @@
+"""Run one job of the plan: check what it needs, do its work in a fresh folder, record it, publish it.
+
+A job whose source cannot be had ends as `blocked` with the reason, and so does every job that needs it. A diverged training run is a
+result and is kept. Any other error ends the process and publishes nothing: the next run does the job again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from noscratch import device as devices
+from noscratch.errors import NoscratchError
+from noscratch.params import task_module
+from noscratch.plan import Job, Plan
+from noscratch.record import Stopwatch, write_record
+from noscratch.store import BLOCKED, RECORD, Store, read_record, sha256_of
+
+MIRROR = "NOSCRATCH_MIRROR"
+
+
+class _Ends(Exception):
+    """The job ends without being done: as blocked, diverged or failed, with a reason."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.reason = state, reason
+
+
+def run_job(store: Store, plan: Plan, job: Job, *, network: bool | None = None, stop_after: float | None = None, progress: bool = False) -> str:
+    """Do one job unless its result stands; returns its state.
+
+    `network` overrides the tier's word on downloads; `stop_after` (seconds) ends training at a checkpoint with train.Interrupted.
+    """
+    if store.has(job):
+        return str(read_record(store.path(job))["state"])
+    inputs = {role: store.path(plan[address]) for role, address in job.needs.items()}
+    for role, folder in inputs.items():
+        if not (folder / RECORD).is_file():
+            raise NoscratchError(f"Job {job.name} needs {folder.name} ({role}), which is not there. Run `noscratch run {job.needs[role]}` first.")
+    where = _device(job, plan) if job.cell else "cpu"
+    watch = Stopwatch(store.root, where)
+    with store.building(job) as out:
+        state, reason, result, extra = "done", None, {}, {}
+        try:
+            _refuse_unless_done(inputs)
+            if job.kind == "fetch":
+                result, extra = _fetch(job, out, plan.params.tier.network if network is None else network, progress)
+            elif job.kind == "prepare":
+                result = _prepare(job, inputs, out)
+            else:
+                result = _train(store, plan, job, inputs, out, where, stop_after, progress)
+        except _Ends as end:
+            state, reason = end.state, end.reason
+        digests = {role: sha256_of(folder / RECORD) for role, folder in inputs.items()}
+        write_record(job, out, state, digests, result, reason)
+        watch.write(out, extra)
+        if state == "blocked":
+            (out / BLOCKED).touch()
+    return state
+
+
+def _refuse_unless_done(inputs: Mapping[str, Path]) -> None:
+    for role, folder in inputs.items():
+        record = read_record(folder)
+        if record["state"] == "blocked":
+            raise _Ends("blocked", record["reason"] if record["kind"] != "fetch" else f"{role}: {record['reason']}")
+        if record["state"] != "done":
+            raise _Ends("failed", f"needs {record['kind']} {record['address']}, which {record['state']}: {record['reason']}")
+
+
+def _fetch(job: Job, out: Path, network: bool, progress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    from noscratch import sources
+
+    try:
+        fetched = sources.fetch(str(job.settings["source"]), out, network=network, mirror=os.environ.get(MIRROR), progress=progress)
+    except sources.Blocked as blocked:
+        raise _Ends("blocked", str(blocked)) from None
+    return {"source": job.settings["source"], "form": fetched.form}, {"origin": fetched.origin}
+
+
+def _prepare(job: Job, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    task = importlib.import_module(task_module(str(job.settings["task"])))
+    return dict(task.prepare(task.Config(**job.settings["data"]), inputs, out))
+
+
+def _device(job: Job, plan: Plan) -> str:
+    assert job.cell is not None
+    return devices.choose(plan.params.run.device, job.cell.tier, devices.gpu_count())
+
+
+def _train(
+    store: Store, plan: Plan, job: Job, inputs: Mapping[str, Path], out: Path, where: str, stop_after: float | None, progress: bool
+) -> dict[str, Any]:
+    slot = devices.gpu_slot(store.data / ".slots", devices.gpu_count()) if where == "cuda" else nullcontext()
+    with slot:
+        from noscratch import train  # after the slot: it fixes which GPU CUDA sees
+
+        try:
+            return train.run(
+                dict(job.settings),
+                prepared=inputs["prepared"],
+                out=out,
+                checkpoints=store.data / "checkpoints" / job.name,
+                init=inputs.get("pretrained"),
+                device=where,
+                stop_after=stop_after,
+                checkpoint_seconds=plan.params.run.checkpoint_seconds,
+                progress=progress,
+            )
+        except train.Diverged as diverged:
+            raise _Ends("diverged", str(diverged)) from None
