@@ -1,0 +1,151 @@
+"""Where bytes come from: what can be had (`availability`), and getting it (`fetch`), verified, in one normal layout.
+
+A mirror (a folder, or an http address) stands before the network; a partial form is taken only where no whole one can
+be had. What cannot be had is `Blocked`, with its reason; a file that is there but is not the listed one is an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from noscratch.errors import NoscratchError
+from noscratch.sources import unpack
+from noscratch.sources.registry import SOURCES, File, Form, Source
+
+AVAILABLE = "available"
+
+
+class Blocked(NoscratchError):  # noqa: N818
+    """A source that cannot be had, for a reason that is no mistake."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` wrote: the label of the form, where its bytes came from, and for each file its size and sha256."""
+
+    form: str
+    origin: str
+    files: dict[str, tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to a form: for each of its files the place in a folder, or the addresses to ask in order."""
+
+    form: Form
+    origin: str
+    places: tuple[Path | tuple[str, ...], ...]
+
+
+def availability(names: Iterable[str], network: bool, mirror: str | None) -> dict[str, str]:
+    """For each source "available" or "blocked: <reason>", from what is on disk alone: no request, no hash.
+
+    network: may addresses be used? mirror: a folder or an http(s) address, or None. The reasons hold no path.
+    """
+    found = {}
+    for name in names:
+        try:
+            _ways(_source(name), network, mirror)
+            found[name] = AVAILABLE
+        except Blocked as blocked:
+            found[name] = f"blocked: {blocked.reason}"
+    return found
+
+
+def fetch(name: str, out: Path, network: bool, mirror: str | None, progress: bool) -> Fetched:
+    """Write the files of a source into the folder `out`: verified, under the names of its form, all or none.
+
+    GLUE tasks end as <split>.tsv; IMDB as its archive. progress: show a bar where a terminal is.
+    Raises Blocked where it cannot be had, NoscratchError where a file is not the listed one or cannot be written.
+    """
+    way = _ways(_source(name), network, mirror)[0]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out) as scratch:
+        work = Path(scratch)
+        for file, place in zip(way.form.files, way.places, strict=True):
+            assert isinstance(place, Path)
+            _take(file, place, work)
+        files = {output: unpack.digest(work / output) for output in way.form.outputs}
+        for output in way.form.outputs:
+            (work / output).replace(out / output)
+    return Fetched(way.form.label, way.origin, files)
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise NoscratchError(f"unknown source {name!r}; the sources are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _ways(source: Source, network: bool, mirror: str | None) -> list[_Way]:
+    """Every way to the source, the best first: whole forms before partial ones, the mirror before the network."""
+    if source.blocked is not None:
+        raise Blocked(source.blocked)
+    folder = mirror is not None and not mirror.lower().startswith(("http://", "https://"))
+    if folder and not Path(str(mirror)).is_dir():
+        raise NoscratchError(
+            f"the mirror {mirror} is not a folder; set NOSCRATCH_MIRROR to a folder or an http(s) address"
+        )
+    ways: list[_Way] = []
+    lacking = ""
+    for form in source.forms:
+        if folder:
+            places = [_place(file, Path(str(mirror))) for file in form.files]
+            complete = tuple(place for place in places if place is not None)
+            wrong = [_size(file, place) for file, place in zip(form.files, places, strict=True) if place is not None]
+            if len(complete) == len(places) and not any(wrong):
+                ways.append(_Way(form, "mirror", complete))
+            elif complete and not lacking:
+                missing = [file.name for file, place in zip(form.files, places, strict=True) if place is None]
+                lacking = next(filter(None, wrong), "") or f"the mirror lacks {', '.join(missing)}"
+        elif mirror is not None and all(file.mirror for file in form.files):
+            root = mirror.rstrip("/")
+            ways.append(_Way(form, "mirror", tuple(tuple(f"{root}/{p}" for p in file.mirror) for file in form.files)))
+    if network:
+        ways += [
+            _Way(form, "network", tuple(file.urls for file in form.files))
+            for form in source.forms
+            if all(file.urls for file in form.files)
+        ]
+    if not ways:
+        if mirror is None and not network:
+            raise Blocked("not asked for (network off, no mirror)")
+        lacking = (
+            lacking or f"the mirror holds none of its forms ({', '.join(form.files[0].name for form in source.forms)})"
+        )
+        raise Blocked(f"{lacking}; {'it has no address' if network else 'network off'}")
+    return sorted(ways, key=lambda way: way.form.label == "partial")
+
+
+def _place(file: File, mirror: Path) -> Path | None:
+    return next((mirror / path for path in file.mirror if (mirror / path).is_file()), None)
+
+
+def _size(file: File, place: Path) -> str:
+    """What is wrong with the size of a file of the mirror, or nothing."""
+    found = place.stat().st_size
+    return (
+        ""
+        if file.bytes in (None, found)
+        else f"the mirror's {place.name} has {found} bytes, not the listed {file.bytes}"
+    )
+
+
+def _take(file: File, place: Path, work: Path) -> None:
+    """Bring the outputs of one file of a form into the folder `work`, verified before it is opened."""
+    what = f"{place.name} of the mirror"
+    if file.members:
+        unpack.verify(place, file.bytes, file.sha256, what)
+        unpack.extract(place, file.members, work, file.limits, "ignore")
+    else:
+        with unpack.disk_errors(file.name):
+            shutil.copyfile(place, work / file.name)
+        unpack.verify(work / file.name, file.bytes, file.sha256, what)
