@@ -16,7 +16,7 @@ ATTEND_BACKENDS = ("reference", "fast")
 
 
 def rotary(x: Tensor, base: float = 10000.0, *, offset: int = 0, backend: str = "auto") -> Tensor:
-    """Rotate each adjacent pair (2m, 2m + 1) of x (batch, heads, L, d) at position t by the angle (offset + t) base^(-2m/d).
+    """Turn each pair (2m, 2m + 1) of x (batch, heads, L, d) at position t by the angle (offset + t) base^(-2m/d).
 
     Su et al. 2021 (RoFormer), eq. 34. Angles are computed in float64: in float32 they are off by 2e-5 at t = 4096.
     Returns the shape and dtype of x. Raises KernelError for odd d.

@@ -30,9 +30,9 @@ def long_conv(
     """y_t = sum_{s<=t} k_{t-s} u_s + D u_t + sum_{s>=t+o} r_{s-t-o} u_s with r = k_reverse and o = reverse_offset.
 
     u (batch, H, L); k (H, M) and k_reverse (H, R) of any length, taps beyond L have no effect; D (H,). Returns
-    (batch, H, L) in the dtype of u. reverse_offset 1: the reverse kernel starts at the next position (S4, SGConv); 0: at
-    the same one, so that the diagonal counts twice (flip, convolve, flip: BiGS). Raises KernelError for shapes or offsets
-    that do not fit.
+    (batch, H, L) in the dtype of u. reverse_offset 1: the reverse kernel starts at the next position (S4, SGConv);
+    0: at the same one, so that the diagonal counts twice (flip, convolve, flip: BiGS). Raises KernelError for shapes or
+    offsets that do not fit.
     """
     chosen = resolve("long_conv", backend, LONG_CONV_BACKENDS, u.device)
     H, L = _check(u, k, D, k_reverse, reverse_offset)
@@ -148,3 +148,52 @@ class _CircularConv(torch.autograd.Function):
         if total is not None:
             grad_kernel = torch.fft.irfft(total.conj_physical_(), n=ctx.n)[..., : ctx.taps]
         return grad_u, grad_kernel, None
+
+
+def sgconv_kernel(
+    W: Tensor, multiplier: float, length: int, norm: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """K (H, length): the segments W (S, H, d), segment i stretched 2^max(0, i - 1) times and scaled by
+    multiplier^(S - 1 - i), in a row, divided by `norm` (H,), cut to `length` (Li et al. 2023, "What Makes Convolutional
+    Models Great on Long Sequence Modeling?", 3.2; linear between half-pixel centres, clamped at the ends).
+
+    `norm` is the L2 norm of the whole row if not given; a layer keeps the one of its initial W, from `sgconv_norm`.
+    Raises KernelError for a length beyond the d 2^(S - 1) taps.
+    """
+    whole = _segments(W, multiplier, resolve("sgconv_kernel", backend, SGCONV_BACKENDS, W.device))
+    if not 1 <= length <= whole.shape[-1]:
+        S, _, d = W.shape
+        raise KernelError(
+            f"{S} segments of {d} taps make 1 to {whole.shape[-1]} taps; got length {length}. Add segments."
+        )
+    scale = torch.linalg.vector_norm(whole, dim=-1) if norm is None else norm
+    return whole[:, :length] / scale.unsqueeze(-1)
+
+
+def sgconv_norm(W: Tensor, multiplier: float) -> Tensor:
+    """The L2 norm (H,) of the whole row of segments that `sgconv_kernel` divides by."""
+    return torch.linalg.vector_norm(_segments(W, multiplier, "fast"), dim=-1)
+
+
+def _segments(W: Tensor, multiplier: float, backend: str) -> Tensor:
+    """The stretched and scaled segments in a row, (H, d 2^(S - 1))."""
+    S = W.shape[0]
+    stretch = _stretch_by_gather if backend == "reference" else _stretch_by_bands
+    return torch.cat([multiplier ** (S - 1 - i) * stretch(W[i], 2 ** max(0, i - 1)) for i in range(S)], dim=-1)
+
+
+def _stretch_by_gather(w: Tensor, factor: int) -> Tensor:
+    """w (H, d) at (j + 1/2) / factor - 1/2 for j < d factor, linear between its two neighbours, clamped at the ends."""
+    d = w.shape[-1]
+    position = ((torch.arange(d * factor, device=w.device, dtype=w.dtype) + 0.5) / factor - 0.5).clamp(0, d - 1)
+    left = position.long()
+    right = (left + 1).clamp(max=d - 1)
+    return torch.lerp(w[:, left], w[:, right], position - left)
+
+
+def _stretch_by_bands(w: Tensor, factor: int) -> Tensor:
+    """The same as one product: (previous, own, next) tap against their weights at the `factor` places around a tap."""
+    place = (torch.arange(factor, device=w.device, dtype=w.dtype) + 0.5) / factor - 0.5
+    weights = torch.stack([(-place).clamp(min=0), 1 - place.abs(), place.clamp(min=0)])
+    taps = torch.stack([torch.cat([w[:, :1], w[:, :-1]], -1), w, torch.cat([w[:, 1:], w[:, -1:]], -1)], dim=-1)
+    return (taps @ weights).flatten(-2)

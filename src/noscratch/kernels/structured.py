@@ -1,0 +1,90 @@
+"""Structured linear maps for feedforward layers (Wei et al. 2024, "Building on Efficient Foundations", section 3).
+
+The reference form of each multiplies by its dense matrix, `dense_of`; the fast form never builds that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from noscratch.kernels import KernelError, resolve
+
+STRUCTURED_BACKENDS = ("reference", "fast")
+
+
+def dense_of(kind: str, first: Tensor, second: Tensor) -> Tensor:
+    """The matrix (out, in) that the map called `kind` multiplies by, from the two weights that it takes."""
+    if kind not in _DENSE:
+        raise KernelError(f"dense_of knows the kinds {', '.join(_DENSE)}; got {kind!r}. Ask for one of them.")
+    return _DENSE[kind](first, second)
+
+
+def low_rank(x: Tensor, a: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
+    """y = b a x: x (..., in), a (rank, in), b (out, rank) -> (..., out)."""
+    _check_width("low_rank", x, a.shape[1], b.shape[1], a.shape[0])
+    if resolve("low_rank", backend, STRUCTURED_BACKENDS, x.device) == "reference":
+        return linear(x, _dense_low_rank(a, b))
+    return linear(linear(x, a), b)
+
+
+def block_dense(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str = "auto") -> Tensor:
+    """y = w2 blkdiag(w1) x: x (..., in), w1 (blocks, rank / blocks, in / blocks), w2 (out, rank) -> (..., out)."""
+    _check_width("block_dense", x, w1.shape[0] * w1.shape[2], w2.shape[1], w1.shape[0] * w1.shape[1])
+    if resolve("block_dense", backend, STRUCTURED_BACKENDS, x.device) == "reference":
+        return linear(x, _dense_block_dense(w1, w2))
+    return linear(_block_diagonal(x, w1).flatten(-2), w2)
+
+
+def block_shuffle(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str = "auto") -> Tensor:
+    """y = S2 blkdiag(w2) S1 blkdiag(w1) x, so that every output meets every input (Monarch matrices, Dao et al. 2022).
+
+    x (..., in), w1 (b1, rank / b1, in / b1), w2 (b2, out / b2, rank / b2) -> (..., out). S1 deals the rank values out
+    to the b2 blocks in turn; S2 takes the first value of every block, then the second, and so on.
+    """
+    _check_width("block_shuffle", x, w1.shape[0] * w1.shape[2], w2.shape[0] * w2.shape[2], w1.shape[0] * w1.shape[1])
+    if resolve("block_shuffle", backend, STRUCTURED_BACKENDS, x.device) == "reference":
+        return linear(x, _dense_block_shuffle(w1, w2))
+    dealt = _block_diagonal(x, w1).flatten(-2).unflatten(-1, (-1, w2.shape[0])).transpose(-1, -2)
+    return _block_diagonal(dealt.flatten(-2), w2).transpose(-1, -2).flatten(-2)
+
+
+def _block_diagonal(x: Tensor, w: Tensor) -> Tensor:
+    """blkdiag(w) x, blocks kept apart: x (..., blocks i), w (blocks, o, i) -> (..., blocks, o); one batched product."""
+    blocks, o, i = w.shape
+    rows = x.reshape(-1, blocks, i).transpose(0, 1)
+    return torch.bmm(rows, w.transpose(1, 2)).transpose(0, 1).reshape(*x.shape[:-1], blocks, o)
+
+
+def _check_width(kernel: str, x: Tensor, width: int, second: int, rank: int) -> None:
+    if x.shape[-1] != width:
+        raise KernelError(f"{kernel} with these weights takes {width} features; got {x.shape[-1]}.")
+    if second != rank:
+        raise KernelError(
+            f"The first weight of {kernel} makes {rank} values, the second takes {second}; make them equal."
+        )
+
+
+def _dense_low_rank(a: Tensor, b: Tensor) -> Tensor:
+    return b @ a
+
+
+def _dense_block_dense(w1: Tensor, w2: Tensor) -> Tensor:
+    return w2 @ torch.block_diag(*w1)
+
+
+def _dense_block_shuffle(w1: Tensor, w2: Tensor) -> Tensor:
+    blocks, out, rank = w2.shape
+    deal = torch.arange(blocks * rank, device=w2.device).view(rank, blocks).T.reshape(-1)
+    gather = torch.arange(blocks * out, device=w2.device).view(blocks, out).T.reshape(-1)
+    return torch.block_diag(*w2)[gather] @ torch.block_diag(*w1)[deal]
+
+
+_DENSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "low_rank": _dense_low_rank,
+    "block_dense": _dense_block_dense,
+    "block_shuffle": _dense_block_shuffle,
+}
