@@ -16,7 +16,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -141,22 +141,48 @@ def manifest(rule: str, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
-def committed(task: str, rule: str, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The manifest as it is committed under splits/: with the sorted validation ids in full."""
-    return {**manifest(rule, splits), "validation": sorted(splits["validation"]), "task": task}
+def committed(task: str, rule: str, splits: Mapping[str, Sequence[str]]) -> str:
+    """The text of splits/<task>.json: the manifest of the full splits with the sorted validation ids, compact JSON."""
+    value = {**manifest(rule, splits), "task": task, "validation": sorted(splits["validation"])}
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
 def check_manifest(task: str, rule: str, splits: Mapping[str, Sequence[str]]) -> None:
     """Assert that the full splits (before any limit) are those of the committed manifest splits/<task>.json."""
     path = Path(__file__).parent / "splits" / f"{task}.json"
-    expected = json.loads(path.read_text(encoding="utf-8"))
-    got = committed(task, rule, splits)
+    if not path.is_file():
+        raise TaskError(
+            f"{task}: no committed manifest tasks/splits/{task}.json; commit what tasks.committed() returns"
+        )
+    expected, got = json.loads(path.read_text(encoding="utf-8")), json.loads(committed(task, rule, splits))
     for key in sorted(expected | got):
         if expected.get(key) != got.get(key):
             raise TaskError(
                 f"{task}: the splits differ from the committed manifest tasks/splits/{task}.json in {key!r}: "
-                "the official data or the splitting rule changed; fetch the official data again or restore the rule"
+                "the official data or the rule of the splits changed; fetch the official data again or restore the rule"
             )
+
+
+def duplicates(
+    train: Sequence[Hashable], test: Sequence[Hashable], train_ids: Sequence[str], test_ids: Sequence[str]
+) -> dict[str, Any]:
+    """Repeated inputs within and between the official sets, counted and listed.
+
+    train, test: the examples that repeat an earlier one of their set. shared: the distinct inputs that are in both;
+    shared_ids: the first train and the first test example of each.
+    """
+    first_train: dict[Hashable, str] = {}
+    first_test: dict[Hashable, str] = {}
+    for inputs, ids, first in ((train, train_ids, first_train), (test, test_ids, first_test)):
+        for value, name in zip(inputs, ids, strict=True):
+            first.setdefault(value, name)
+    shared = [[name, first_test[value]] for value, name in first_train.items() if value in first_test]
+    return {
+        "train": len(train) - len(first_train),
+        "test": len(test) - len(first_test),
+        "shared": len(shared),
+        "shared_ids": sorted(shared),
+    }
 
 
 # ---------------------------------------------------------------- writing
@@ -275,7 +301,7 @@ def _write_table(path: Path, examples: Examples, schema: pa.Schema) -> None:
     """One Arrow IPC file with one record batch."""
     tokens, label = schema.field("tokens").type, schema.field("label").type
     values = pa.array(examples.tokens.astype(tokens.value_type.to_pandas_dtype(), copy=False))
-    offsets = pa.array(examples.offsets.astype(np.int32, copy=False))
+    offsets = pa.array(examples.offsets, pa.int32())
     columns = [
         pa.array(list(examples.ids), pa.string()),
         pa.ListArray.from_arrays(offsets, values, type=tokens),

@@ -1,0 +1,249 @@
+"""GLUE files in their official layout: read strictly, held against the published totals, split, tokenized.
+
+Layout of the benchmark's own archives: tab separated, UTF-8, a line feed ends each line (the last one may lack it).
+No quoting: a quote is a character like any other. Cells are kept as they are, blanks at their ends included.
+
+The published totals are those of the Hugging Face card of `glue` (dataset_infos.json, revision 040102f100). Its
+`num_bytes` is the size of an Arrow table, so it pins the bytes of text in a split of n rows with k sentences:
+
+    text = num_bytes - n * (label + 4 + 4 k) - 4 k - (k + 3) * ceil(n / 8)      label = 8, or 4 for a score
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noscratch.tasks import (
+    HOLD_OUT_RULE,
+    Examples,
+    Spec,
+    TaskError,
+    check_manifest,
+    duplicates,
+    held_out,
+    prefix,
+    write,
+)
+from noscratch.tokenize import train_wordpiece, wordpiece_tokens
+
+OFFICIAL = ("train", "dev", "test")
+CITATION = (
+    "Wang et al., GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding, ICLR 2019"
+)
+RULE = f"{HOLD_OUT_RULE}; test: the official development set (the labels of GLUE's own test sets are hidden)"
+
+
+@dataclass(frozen=True)
+class Config:
+    """length: most tokens of an example, marks included (512: BiGS, Wang et al. 2023, section 5).
+    vocabulary: most WordPiece ids. train, validation, test: examples kept, 0 for all."""
+
+    length: int = 512
+    vocabulary: int = 8192
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns of the official files.
+
+    labelled: the columns of train and dev; header: whether these two files name them in a first line.
+    test: the columns of the file without labels, which always names them. sentences: the one or two columns of text.
+    labels: ids of the label strings, in the official order; None: a score of 0 to 5.
+    """
+
+    labelled: tuple[str, ...]
+    test: tuple[str, ...]
+    sentences: tuple[str, ...]
+    label: str
+    labels: Mapping[str, int] | None
+    header: bool = True
+
+
+@dataclass(frozen=True)
+class Total:
+    """What is published about one official file: rows, bytes of text, and rows by label id (or the mean score, to three
+    decimals; None where labels are hidden)."""
+
+    rows: int
+    text: int
+    labels: tuple[int, ...] | float | None = None
+
+
+TOTAL_NAMES = {"rows": "rows", "text": "bytes of text", "labels": "labels (rows by id, or the mean score)"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One official file: an id for each row (`<file>/<row>`, from 0), its one or two texts, its label (-1: hidden)."""
+
+    ids: list[str]
+    texts: list[tuple[str, ...]]
+    labels: NDArray[Any]
+
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        return Table([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.labels[rows])
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read(folder: Path, layout: Layout) -> dict[str, Table]:
+    """The three official files of a task."""
+    return {split: read_file(folder / f"{split}.tsv", split, layout) for split in OFFICIAL}
+
+
+def read_file(path: Path, split: str, layout: Layout) -> Table:
+    """One official file; anything that breaks the layout is an error with the file, the row and the rule."""
+    columns = layout.test if split == "test" else layout.labelled
+    lines = _lines(path)
+    first = 1
+    if layout.header or split == "test":
+        if not lines or tuple(lines[0].split("\t")) != columns:
+            got = lines[0] if lines else ""
+            raise _broken(path, 1, f"the header is {' '.join(columns)!r}, tab separated", got)
+        lines, first = lines[1:], 2
+    sentences = [columns.index(name) for name in layout.sentences]
+    label = columns.index(layout.label) if layout.label in columns else None
+    labels = np.full(len(lines), -1, np.float32 if layout.labels is None else np.int64)
+    texts = []
+    for i, line in enumerate(lines):
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise _broken(
+                path, first + i, f"a row has {len(columns)} cells ({' '.join(columns)})", f"{len(cells)} cells"
+            )
+        if columns[0] == "index" and cells[0] != str(i):
+            raise _broken(path, first + i, f"the index counts from 0, here {i}", cells[0])
+        if not all(cells[j] for j in sentences):
+            raise _broken(path, first + i, "a sentence is not empty", line)
+        if label is not None:
+            labels[i] = _label(path, first + i, cells[label], layout.labels)
+        texts.append(tuple(cells[j] for j in sentences))
+    return Table([f"{split}/{i}" for i in range(len(lines))], texts, labels)
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise TaskError(f"{path.parent.name}/{path.name} is missing: fetch the source again")
+    data = path.read_bytes()
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise _broken(path, 1, "the file does not begin with a byte order mark", "one")
+    carriage = data.find(b"\r")
+    if carriage >= 0:
+        row = data.count(b"\n", 0, carriage) + 1
+        raise _broken(path, row, "lines end in a line feed alone", "a carriage return")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        raise _broken(path, row, "the text is UTF-8", f"the byte 0x{data[error.start]:02x}") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _label(path: Path, row: int, cell: str, labels: Mapping[str, int] | None) -> float:
+    if labels is not None:
+        if cell not in labels:
+            raise _broken(path, row, f"a label is one of {', '.join(labels)}", cell)
+        return labels[cell]
+    try:
+        score = float(cell)
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 5:
+        raise _broken(path, row, "a score is a number from 0 to 5", cell)
+    return score
+
+
+def _broken(path: Path, row: int, rule: str, got: str) -> TaskError:
+    shown = got if len(got) <= 80 else got[:77] + "..."
+    return TaskError(
+        f"{path.parent.name}/{path.name}, row {row}: {rule}; got {shown!r}. "
+        "This is not the official file: fetch the source again"
+    )
+
+
+def check_totals(task: str, tables: Mapping[str, Table], totals: Mapping[str, Total]) -> None:
+    """Assert rows, bytes of text and labels of every official file."""
+    for split, total in totals.items():
+        table = tables[split]
+        got = Total(len(table.ids), text_bytes(table), _label_total(table, total))
+        for what, name in TOTAL_NAMES.items():
+            if getattr(got, what) != getattr(total, what):
+                raise TaskError(
+                    f"{task}/{split}.tsv: {name} of the official file: {getattr(total, what)}; "
+                    f"got {getattr(got, what)}. This is not the official file: fetch the source again"
+                )
+
+
+def text_bytes(table: Table) -> int:
+    """UTF-8 bytes of all sentences."""
+    return sum(len(text.encode()) for texts in table.texts for text in texts)
+
+
+def _label_total(table: Table, total: Total) -> tuple[int, ...] | float | None:
+    if isinstance(total.labels, tuple):
+        return tuple(int(count) for count in np.bincount(table.labels, minlength=len(total.labels)))
+    if isinstance(total.labels, float):
+        return round(float(table.labels.mean(dtype=np.float64)), 3)
+    return None
+
+
+# ---------------------------------------------------------------- preparing
+
+
+def prepare(
+    task: str,
+    spec: Spec,
+    layout: Layout,
+    totals: Mapping[str, Total],
+    config: Config,
+    raw: Mapping[str, Path],
+    out: Path,
+) -> dict[str, Any]:
+    """Read and check the official files of `task`, then build it."""
+    tables = read(raw[task], layout)
+    check_totals(task, tables, totals)
+    splits = split(tables)
+    train, dev = tables["train"], tables["dev"]
+    check_manifest(task, RULE, {name: table.ids for name, table in splits.items()})
+    return {
+        "official": {name: {"rows": len(t.ids), "text_bytes": text_bytes(t)} for name, t in tables.items()},
+        "duplicates": duplicates(train.texts, dev.texts, train.ids, dev.ids),
+        **build(task, spec, config, splits, out),
+    }
+
+
+def split(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The `clean` protocol (RULE)."""
+    train = tables["train"]
+    held = held_out(train.ids)
+    return {
+        "train": train.take(np.flatnonzero(~held)),
+        "validation": train.take(np.flatnonzero(held)),
+        "test": tables["dev"],
+    }
+
+
+def build(task: str, spec: Spec, config: Config, splits: Mapping[str, Table], out: Path) -> dict[str, Any]:
+    """Keep the asked number of examples, train WordPiece on the training texts that are kept, encode, write."""
+    limits = {"train": config.train, "validation": config.validation, "test": config.test}
+    kept = {name: table.take(prefix(table.ids, limits[name])) for name, table in splits.items()}
+    tokenizer = train_wordpiece((text for texts in kept["train"].texts for text in texts), config.vocabulary)
+    examples = {}
+    for name, table in kept.items():
+        ids, offsets = wordpiece_tokens(tokenizer, table.texts, config.length)
+        examples[name] = Examples(table.ids, ids, offsets, table.labels)
+    size = tokenizer.get_vocab_size()
+    summary = write(out, task, spec, examples, vocabulary=size, eos=None, length=config.length, rule=RULE)
+    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    return summary

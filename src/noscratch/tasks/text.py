@@ -1,0 +1,167 @@
+"""Text of Long Range Arena: the sentiment of an IMDB review, read byte by byte.
+
+The archive is streamed, never unpacked. Each aclImdb/{train,test}/{neg,pos}/<number>_<rating>.txt is one review, its
+bytes as they are; every other member (unlabelled reviews, bags of words, addresses) is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noscratch.sources.unpack import members
+from noscratch.tasks import (
+    HOLD_OUT_RULE,
+    Examples,
+    Pretraining,
+    Spec,
+    TaskError,
+    check_manifest,
+    duplicates,
+    held_out,
+    prefix,
+    write,
+)
+from noscratch.tokenize import BYTES_EOS, BYTES_VOCABULARY, byte_tokens
+
+SPEC = Spec(
+    title="Text: the sentiment of IMDB reviews, byte by byte",
+    sources=("imdb",),
+    kind="classification",
+    classes=2,
+    metrics=("accuracy",),
+    inputs="tokens",
+    pretraining=Pretraining(ratio=0.15, loss="cross-entropy"),
+    citation="Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011; "
+    "Tay et al., Long Range Arena: A Benchmark for Efficient Transformers, ICLR 2021",
+)
+ARCHIVES = ("aclImdb.tar.gz", "aclImdb.tar.xz")
+LABELS = {"neg": 0, "pos": 1}
+RULE = f"{HOLD_OUT_RULE}; test: the official test set"
+REVIEW = re.compile(r"aclImdb/(train|test)/(neg|pos)/(\d+)_(\d+)\.txt")
+REVIEWS = 12_500  # of each label in each official set
+# Bytes of text by the Hugging Face card of `imdb` (dataset_infos.json, revision 040102f100): its num_bytes, 33,432,835
+# and 32,650,697, also count a label (8) and an offset (4) for each row and an offset (4) for each 10,000 rows begun.
+TEXT_BYTES = {"train": 33_132_823, "test": 32_350_685}
+
+
+@dataclass(frozen=True)
+class Config:
+    """length: most tokens of an example, the end included (4096: "4K" of Long Range Arena).
+    train, validation, test: examples kept, 0 for all."""
+
+    length: int = 4096
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """One set of reviews, sorted by label and number: ids `<set>/<label>/<number>_<rating>`."""
+
+    ids: list[str]
+    texts: list[bytes]
+    labels: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Reviews:
+        return Reviews([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.labels[rows])
+
+
+def read(archive: Path) -> dict[str, Reviews]:
+    """The labelled reviews of the archive, by official set, whatever the order of its members."""
+    found: dict[str, list[tuple[int, int, str, bytes]]] = {"train": [], "test": []}
+    for member in members(archive):
+        folder = member.name.rpartition("/")[0]
+        if folder.removeprefix("aclImdb/") not in ("train/neg", "train/pos", "test/neg", "test/pos"):
+            continue
+        match = REVIEW.fullmatch(member.name)
+        if match is None:
+            raise _broken(archive, member.name, "a review is named <number>_<rating>.txt")
+        split, label, number, rating = match.groups()
+        if not (1 <= int(rating) <= 4 if label == "neg" else 7 <= int(rating) <= 10):
+            raise _broken(archive, member.name, "a rating is 1 to 4 in neg, 7 to 10 in pos")
+        text = member.stream.read()
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _broken(archive, member.name, f"the text is UTF-8, byte {error.start + 1} is not") from error
+        if not text:
+            raise _broken(archive, member.name, "a review is not empty")
+        found[split].append((LABELS[label], int(number), f"{split}/{label}/{number}_{rating}", text))
+    reviews = {}
+    for split, rows in found.items():
+        rows.sort(key=lambda row: row[:3])
+        labels, _, ids, texts = zip(*rows, strict=True) if rows else ((), (), (), ())
+        reviews[split] = Reviews(list(ids), list(texts), np.array(labels, np.int64))
+    return reviews
+
+
+def _broken(archive: Path, member: str, rule: str) -> TaskError:
+    return TaskError(f"{archive.name}, {member}: {rule}. This is not the official archive: fetch the source again")
+
+
+def check_totals(reviews: Mapping[str, Reviews]) -> None:
+    """Assert the published rows by label and bytes of text of both official sets."""
+    for split, expected in TEXT_BYTES.items():
+        labels = np.bincount(reviews[split].labels, minlength=2).tolist()
+        got = text_bytes(reviews[split])
+        if labels != [REVIEWS, REVIEWS] or got != expected:
+            raise TaskError(
+                f"imdb/{split}: the official set has {REVIEWS} reviews of each label and {expected} bytes of text, got "
+                f"{labels[0]} neg, {labels[1]} pos and {got} bytes. Fetch the source again"
+            )
+
+
+def text_bytes(reviews: Reviews) -> int:
+    """Bytes of all texts."""
+    return sum(map(len, reviews.texts))
+
+
+def split(reviews: Mapping[str, Reviews]) -> dict[str, Reviews]:
+    """The `clean` protocol (RULE): Long Range Arena and its successors select on the test set, this does not."""
+    train = reviews["train"]
+    held = held_out(train.ids)
+    return {
+        "train": train.take(np.flatnonzero(~held)),
+        "validation": train.take(np.flatnonzero(held)),
+        "test": reviews["test"],
+    }
+
+
+def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Read the archive in the folder raw["imdb"], check it, split it, write it."""
+    archives = [path for name in ARCHIVES if (path := raw["imdb"] / name).is_file()]
+    if len(archives) != 1:
+        raise TaskError(
+            f"imdb: one of {' and '.join(ARCHIVES)} is expected, found {len(archives)}: fetch the source again"
+        )
+    reviews = read(archives[0])
+    check_totals(reviews)
+    splits = split(reviews)
+    check_manifest("text", RULE, {name: part.ids for name, part in splits.items()})
+    train, test = reviews["train"], reviews["test"]
+    return {
+        "official": {name: {"rows": len(part.ids), "text_bytes": text_bytes(part)} for name, part in reviews.items()},
+        "duplicates": duplicates(train.texts, test.texts, train.ids, test.ids),
+        **build(config, splits, out),
+    }
+
+
+def build(config: Config, splits: Mapping[str, Reviews], out: Path) -> dict[str, Any]:
+    """Keep the asked number of examples, turn bytes into tokens, write."""
+    limits = {"train": config.train, "validation": config.validation, "test": config.test}
+    examples = {}
+    for name, part in splits.items():
+        kept = part.take(prefix(part.ids, limits[name]))
+        ids, offsets = byte_tokens(kept.texts, config.length)
+        examples[name] = Examples(kept.ids, ids, offsets, kept.labels)
+    return write(
+        out, "text", SPEC, examples, vocabulary=BYTES_VOCABULARY, eos=BYTES_EOS, length=config.length, rule=RULE
+    )
