@@ -41,7 +41,7 @@ def rotary(x: Tensor, base: float = 10000.0, *, offset: int = 0, backend: str = 
 @functools.lru_cache(maxsize=8)
 def _rotations(L: int, d: int, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(i t base^(-2m/d)), (L, d/2)."""
-    with torch.inference_mode(mode=False):  # a table first made in inference must serve training too
+    with torch.inference_mode(False):  # a table first made in inference must serve training too
         frequencies = base ** (-torch.arange(0, d, 2, dtype=torch.float64, device=device) / d)
         angles = torch.arange(L, dtype=torch.float64, device=device).unsqueeze(-1) * frequencies
         table = torch.polar(torch.ones_like(angles), angles)
