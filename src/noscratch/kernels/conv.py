@@ -17,6 +17,9 @@ from noscratch.kernels import KernelError, resolve
 LONG_CONV_BACKENDS = ("reference", "fast")
 SGCONV_BACKENDS = ("reference", "fast")
 
+BLOCK = 2**18  # values in one batch of FFTs: their spectra stay in the cache
+LEAST_ROWS = 32  # rows in it: each call makes its FFT plan anew
+
 
 def long_conv(
     u: Tensor,
@@ -50,7 +53,7 @@ def long_conv(
         if chosen == "reference":
             return _direct(u.to(wide), causal, anticausal).to(u.dtype)
         n = _fft_size(L + max(causal.shape[-1] - 1, anticausal.shape[-1]))
-        if anticausal.shape[-1]:
+        if k_reverse is not None:
             gap = causal.new_zeros(H, n - causal.shape[-1] - anticausal.shape[-1])
             causal = torch.cat([causal, gap, anticausal.flip(-1)], dim=-1)
         y: Tensor = _CircularConv.apply(u, causal, n)
@@ -102,9 +105,9 @@ def _fft_size(least: int) -> int:
 
 
 def _blocks(u: Tensor) -> Iterator[tuple[slice, slice]]:
-    """(sequences, heads) of about 2^18 values, at least 32 rows: spectra stay in the CPU's cache. Else one block."""
+    """(sequences, heads) of about BLOCK values, at least LEAST_ROWS rows, on the CPU; one block elsewhere."""
     batch, H, L = u.shape
-    rows = max(32, 2**18 // L) if u.device.type == "cpu" else batch * H
+    rows = max(LEAST_ROWS, BLOCK // L) if u.device.type == "cpu" else batch * H
     heads = max(1, rows // batch)
     sequences = min(batch, rows)
     for h in range(0, H, heads):
