@@ -1,21 +1,29 @@
-"""State-space kernels: HiPPO-LegS, S4 (Gu et al. 2022a), S4D (Gu et al. 2022b), DSS (Gupta et al. 2022a), DLR (Gupta et al. 2022b).
+"""State-space kernels: S4 (Gu, Goel, Ré 2022), S4D (Gu, Gupta, Goel, Ré 2022), DSS (Gupta, Gu, Berant 2022) and DLR
+(Gupta, Mehta, Berant 2022); HiPPO-LegS (Gu et al. 2020).
 
-H heads; N' complex states per head. S4 and S4D keep one of each conjugate pair, so N' = N / 2 and the real output is 2 Re(...);
-DSS and DLR keep all N states and take Re(...). dt (H,) is real, one step per head. Parameters are float32 or float64 (complex64 or
-complex128 accordingly) and so is the result; what decides the digits (discretizations, phases, powers) is computed in float64.
+H heads with N' complex states each. S4 and S4D keep one of each conjugate pair, N' = N / 2, and put out 2 Re(C x); DSS and
+DLR keep all N states and put out Re(C x). dt (H,) is real, one step size per head. Parameters are float32 or float64
+(complex64 or complex128 accordingly) and so is the result; discretizations and powers are computed in float64, since they
+decide how many digits are left.
 
-Every kernel K (H, L) is the impulse response of the recurrence whose `*_step` stands beside it: x_t = Abar x_{t-1} + Bbar u_t,
-y_t = Re(C x_t) + D u_t (the output sees the new state). The backend "reference" runs exactly that recurrence.
+A kernel K (H, L) is the impulse response of the recurrence whose `*_step` stands beside it: x_t = Abar x_{t-1} + Bbar u_t,
+y_t = C x_t + D u_t; the output sees the new state. The backend "reference" runs that recurrence; "fast" never makes an
+array of H N L values. C (W for DSS) may carry leading axes, (..., H, N'), for several outputs of one system; K has them too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from noscratch.kernels import KernelError, resolve
+from noscratch.kernels._krylov import krylov
+from noscratch.kernels._vandermonde import phases, phi1, power_sum, shared_power_sum
+
+KERNEL_BACKENDS = ("reference", "fast")
 
 
 class HippoLegs(NamedTuple):
@@ -33,203 +41,255 @@ class HippoLegs(NamedTuple):
 def hippo_legs(N: int) -> HippoLegs:
     """HiPPO-LegS in its normal plus low-rank form (S4, appendix C.1; HiPPO, theorem 2). N is even and at least 2."""
     if N < 2 or N % 2:
-        raise KernelError(f"hippo_legs needs an even N >= 2, since eigenvalues are kept as conjugate pairs; got {N}.")
+        raise KernelError(f"hippo_legs keeps eigenvalues as conjugate pairs and needs an even N >= 2; got {N}.")
     n = torch.arange(N, dtype=torch.float64)
-    root = torch.sqrt(2 * n + 1)
-    A = -torch.tril(root[:, None] * root[None, :], -1) - torch.diag(n + 1)
+    B = torch.sqrt(2 * n + 1)
+    A = -torch.tril(B[:, None] * B[None, :], -1) - torch.diag(n + 1)
     P = torch.sqrt(n + 0.5)
-    # A + P P^T = -1/2 I + S with S skew-symmetric: -i S is Hermitian, so its eigenvalues come real and its eigenvectors orthonormal.
+    # A + P P^T = S - I/2 with S skew-symmetric; -i S is Hermitian: real eigenvalues, orthonormal eigenvectors
     S = torch.tril(A + P[:, None] * P[None, :], -1)
-    w, V = torch.linalg.eigh(-1j * (S - S.T).to(torch.complex128))
+    w, V = torch.linalg.eigh(-1j * (S - S.T))
     w, V = w[: N // 2], V[:, : N // 2]
-    adjoint = V.conj().T
+    adjoint = V.conj().T.resolve_conj()
     Lambda = torch.complex(torch.full_like(w, -0.5), w)
-    return HippoLegs(A, root, P, Lambda, adjoint @ P.to(V.dtype), adjoint @ root.to(V.dtype), V)
-
-
-def phi1(z: Tensor) -> Tensor:
-    """(e^z - 1) / z, with all its digits (and those of its derivative) at small z."""
-    small = z.abs() < 1
-    s = torch.where(small, z, torch.zeros_like(z))
-    series = torch.ones_like(s)
-    for k in range(19, 1, -1):  # 1 + z/2 (1 + z/3 (1 + ...)); the first term left out is 1 / 20!
-        series = 1 + s * series / k
-    t = torch.where(small, torch.ones_like(z), z)
-    return torch.where(small, series, (torch.exp(t) - 1) / t)
+    return HippoLegs(A, B, P, Lambda, adjoint @ P.to(V.dtype), adjoint @ B.to(V.dtype), V)
 
 
 def discretize(dt: Tensor, A: Tensor, B: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    """(Abar, Bbar), both (H, N'), of the diagonal x' = A x + B u. dt (H,), A (N',) or (H, N'), B alike.
+    """(Abar, Bbar), both (H, N'), of the diagonal x' = A x + B u (S4D, eq. 3). dt (H,), A and B (N',) or (H, N').
 
-    "zoh": Abar = e^{dt A}, Bbar = (e^{dt A} - 1) / A B. "bilinear": Abar = (1 + dt A/2) / (1 - dt A/2), Bbar = dt / (1 - dt A/2) B.
-    Computed in float64, rounded once to B's dtype.
+    "zoh": Abar = e^{dt A}, Bbar = (e^{dt A} - 1) / A B.
+    "bilinear": Abar = (1 + dt A/2) / (1 - dt A/2), Bbar = dt / (1 - dt A/2) B.
     """
-    step = dt.double()[:, None]
-    z = step * A.to(torch.complex128)
-    if method == "zoh":
-        Abar, Bbar = torch.exp(z), step * phi1(z) * B
-    elif method == "bilinear":
-        Abar, Bbar = (1 + z / 2) / (1 - z / 2), step / (1 - z / 2) * B
-    else:
-        raise KernelError(f'The discretizations are "zoh" and "bilinear"; got {method!r}.')
+    Abar, Bbar = _discretize(dt, A, B, method)
     return Abar.to(B.dtype), Bbar.to(B.dtype)
 
 
-def dss_discretize(dt: Tensor, Lambda: Tensor, length: int, variant: str) -> tuple[Tensor, Tensor]:
-    """(Abar, Bbar), both (H, N), of DSS. dt (H,), Lambda (N,) or (H, N), not 0.
+def _discretize(dt: Tensor, A: Tensor, B: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    """`discretize` before rounding: complex128."""
+    step = dt.double()[:, None]
+    Abar, scale = phases(method, step * A)
+    return Abar, step * scale * B
 
-    "exp": Bbar = (e^{dt Lambda} - 1) / Lambda. "softmax": Bbar = 1 / (Lambda sum_{j<length} e^{dt Lambda j}), so that it depends on
-    `length`; with Re Lambda > 0 the state grows while Bbar shrinks, and a recurrence has digits only as far as |e^{dt Lambda length}|
-    fits the dtype (the kernel has no such limit).
+
+def dss_discretize(dt: Tensor, Lambda: Tensor, length: int, variant: str) -> tuple[Tensor, Tensor]:
+    """(Abar, Bbar), both (H, N), of DSS (proposition 1 and section 3.1). dt (H,), Lambda (N,) or (H, N), not 0.
+
+    "exp": Bbar = (e^{dt Lambda} - 1) / Lambda.
+    "softmax": Bbar = 1 / (Lambda sum_{j<length} e^{dt Lambda j}): only for sequences of this length. Where Re Lambda > 0 the
+    state grows and Bbar shrinks, so a recurrence works while |e^{dt Lambda length}| fits the dtype; kernels have no such limit.
     """
     step = dt.double()[:, None]
-    lam = Lambda.to(torch.complex128)
-    z = step * lam
+    z = step * Lambda
     if variant == "exp":
         Bbar = step * phi1(z)
     elif variant == "softmax":
-        Bbar = phi1(z) / (lam * length * phi1(length * z))
+        Bbar = phi1(z) / (length * phi1(length * z) * Lambda)
     else:
-        raise KernelError(f'The DSS variants are "exp" and "softmax"; got {variant!r}.')
+        raise KernelError(f'The variants of DSS are "exp" and "softmax"; got {variant!r}.')
     return torch.exp(z).to(Lambda.dtype), Bbar.to(Lambda.dtype)
 
 
 def dlr_discretize(a: Tensor, w: Tensor) -> Tensor:
-    """Abar (N,) = exp(-a^2 + i w), complex; a, w (N,) real."""
-    Abar = torch.exp(torch.complex(-(a.double() ** 2), w.double()))
-    return Abar.to(torch.complex128 if a.dtype == torch.float64 else torch.complex64)
+    """Abar (N,) = exp(-a^2 + i w), complex; a and w (N,) real."""
+    return torch.exp(_dlr_log(a, w)).to(a.dtype.to_complex())
+
+
+def _dlr_log(a: Tensor, w: Tensor) -> Tensor:
+    return torch.complex(-(a.double() ** 2), w.double())
 
 
 def s4_discretize(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """(Abar (H, 2N', 2N'), Bbar (H, 2N')), real, bilinear, of x' = A x + B u with A x = Lambda x - 2 sum_r P_r Re(P_r^* x).
+    """(Abar (H, N, N), Bbar (H, N)), real, N = 2 N', by the bilinear rule from A x = Lambda x - 2 sum_r P_r Re(P_r^* x).
 
-    They act on (Re x_1, Im x_1, Re x_2, ...). dt (H,), Lambda (N',) or (H, N'), P (r, N') or (r, H, N'), B (N',) or (H, N').
+    They act on (Re x_1, Im x_1, Re x_2, ...). dt (H,), Lambda and B (N',) or (H, N'), P (r, N') or (r, H, N').
     """
     H, n = dt.shape[0], Lambda.shape[-1]
+    half = dt.double()[:, None, None] / 2
     lam = Lambda.to(torch.complex128).expand(H, n)
-    p = torch.view_as_real(P.to(torch.complex128).reshape(P.shape[0], -1, n).expand(-1, H, n).contiguous()).flatten(-2)
-    rotation = torch.stack((lam.real, -lam.imag, lam.imag, lam.real), -1).reshape(H, n, 2, 2)
-    diagonal = torch.diag_embed(rotation.permute(0, 2, 3, 1)).permute(0, 3, 1, 4, 2).reshape(H, 2 * n, 2 * n)
-    A = dt.double()[:, None, None] / 2 * (diagonal - 2 * torch.einsum("rhi,rhj->hij", p, p))
+    rotation = torch.stack((lam.real, -lam.imag, lam.imag, lam.real), 1).view(H, 2, 2, n)
+    diagonal = torch.diag_embed(rotation, dim1=1, dim2=3).permute(0, 1, 3, 2, 4).reshape(H, 2 * n, 2 * n)
+    p = torch.view_as_real(P.to(torch.complex128)).flatten(-2).reshape(P.shape[0], -1, 2 * n).expand(-1, H, -1)
+    A = half * (diagonal - 2 * torch.einsum("rhi,rhj->hij", p, p))
+    b = 2 * half * torch.view_as_real(B.to(torch.complex128).expand(H, n).contiguous()).flatten(-2)[..., None]
     identity = torch.eye(2 * n, dtype=torch.float64, device=dt.device)
-    b = torch.view_as_real((dt.double()[:, None] * B.to(torch.complex128)).contiguous()).flatten(-2)
-    solved = torch.linalg.solve(identity - A, torch.cat((identity + A, b[..., None]), -1))
+    solved = torch.linalg.solve(identity - A, torch.cat((identity + A, b), -1))
     return solved[..., :-1].to(dt.dtype), solved[..., -1].to(dt.dtype)
 
 
 def s4d_step(
     u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of S4D: u (batch, H), state (batch, H, N') complex, Abar, Bbar from `discretize`, C (H, N'), D (H,) -> (y (batch, H), state)."""
+    """One step of S4D: u (batch, H), state (batch, H, N'), C (H, N'), D (H,) -> y (batch, H) and the new state.
+
+    Abar and Bbar come from `discretize`; the first state is zero.
+    """
     state = Abar * state + Bbar * u[..., None]
-    y = 2 * (C * state).sum(-1).real
-    return y if D is None else y + D * u, state
+    return _output(2 * (C * state).sum(-1).real, D, u), state
 
 
 def dss_step(
     u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, W: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of DSS: u (batch, H), state (batch, H, N) complex, Abar, Bbar from `dss_discretize`, W (H, N) -> (y (batch, H), state)."""
+    """One step of DSS: u (batch, H), state (batch, H, N), W (H, N), D (H,) -> y (batch, H) and the new state.
+
+    Abar and Bbar come from `dss_discretize`; the first state is zero.
+    """
     state = Abar * state + Bbar * u[..., None]
-    y = (W * state).sum(-1).real
-    return y if D is None else y + D * u, state
+    return _output((W * state).sum(-1).real, D, u), state
 
 
 def dlr_step(u: Tensor, state: Tensor, Abar: Tensor, W: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """One step of DLR: u (batch, H), state (batch, H, N) complex, Abar (N,) from `dlr_discretize`, W (H, N) -> (y (batch, H), state)."""
+    """One step of DLR: u (batch, H), state (batch, H, N), W (H, N), D (H,) -> y (batch, H) and the new state.
+
+    Abar (N,) comes from `dlr_discretize`; the first state is zero.
+    """
     state = Abar * state + u[..., None]
-    y = (W * state).sum(-1).real
-    return y if D is None else y + D * u, state
+    return _output((W * state).sum(-1).real, D, u), state
 
 
 def s4_step(
     u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of S4: u (batch, H), state (batch, H, N') complex, Abar, Bbar from `s4_discretize`, C (H, N') -> (y (batch, H), state)."""
+    """One step of S4: u (batch, H), state (batch, H, N') complex, C (H, N'), D (H,) -> y (batch, H) and the new state.
+
+    Abar and Bbar come from `s4_discretize`; the first state is zero.
+    """
     x = torch.view_as_real(state).flatten(-2)
     x = torch.einsum("hij,bhj->bhi", Abar, x) + Bbar * u[..., None]
     state = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    y = 2 * (C * state).sum(-1).real
-    return y if D is None else y + D * u, state
+    return _output(2 * (C * state).sum(-1).real, D, u), state
+
+
+def _output(y: Tensor, D: Tensor | None, u: Tensor) -> Tensor:
+    return y if D is None else y + D * u
 
 
 def s4d_kernel(
     dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, method: str, *, backend: str = "auto"
 ) -> Tensor:
-    """K (H, L) of S4D, K_l = 2 Re sum_n C_n Abar_n^l Bbar_n (S4D, eq. 5 and table 1). dt (H,), A, B (N',) or (H, N'), C (H, N')."""
-    resolve("s4d_kernel", backend, ("reference",), C.device)
+    """K (..., H, L) of S4D, K_l = 2 Re sum_n C_n Abar_n^l Bbar_n (S4D, eq. 5). dt (H,), A, B (N',) or (H, N'), C (..., H, N').
+
+    `method` is "zoh" or "bilinear".
+    """
+    backend = resolve("s4d_kernel", backend, KERNEL_BACKENDS, C.device)
     _check("s4d_kernel", dt, length, A=A, B=B, C=C)
-    Abar, Bbar = discretize(dt, A, B, method)
-    return _impulse_response(s4d_step, length, C, Abar, Bbar, C)
+    if backend == "reference":
+        return _impulse_response(s4d_step, discretize(dt, A, B, method), C, length)
+    Abar, Bbar = _discretize(dt, A, B, method)
+    return _fast(power_sum, (Abar,), 2 * Bbar * C, dt, length)
 
 
 def dss_kernel(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, variant: str, *, backend: str = "auto") -> Tensor:
-    """K (H, L) of DSS (proposition 1). dt (H,), Lambda (N,) or (H, N), W (H, N).
+    """K (..., H, L) of DSS (proposition 1 and section 3.1). dt (H,), Lambda (N,) or (H, N), not 0, W (..., H, N).
 
-    "exp": K_l = Re sum_n W_n (e^{lam dt} - 1) / lam e^{lam dt l}. "softmax": K_l = Re sum_n W_n / lam e^{lam dt l} / sum_{j<L} e^{lam dt j}.
-    The softmax runs over the whole length: its K(L)[:M] is not K(M), unlike that of every other kernel here.
+    "exp": K_l = Re sum_n W_n (e^{lam_n dt} - 1) / lam_n e^{lam_n dt l}.
+    "softmax": K_l = Re sum_n W_n / lam_n e^{lam_n dt l} / sum_{j<L} e^{lam_n dt j}; eigenvalues may lie right of the axis. It
+    normalizes over the whole length: K(L)[:M] is not K(M), unlike that of every other kernel here.
     """
-    resolve("dss_kernel", backend, ("reference",), W.device)
+    backend = resolve("dss_kernel", backend, KERNEL_BACKENDS, W.device)
     _check("dss_kernel", dt, length, Lambda=Lambda, W=W)
     if variant == "softmax":
-        return _dss_softmax_reference(dt, Lambda, W, length)
-    Abar, Bbar = dss_discretize(dt, Lambda, length, variant)
-    return _impulse_response(dss_step, length, W, Abar, Bbar, W)
+        return _dss_softmax(dt, Lambda, W, length, backend)
+    if backend == "reference":
+        return _impulse_response(dss_step, dss_discretize(dt, Lambda, length, variant), W, length)
+    step = dt.double()[:, None]
+    if variant != "exp":
+        raise KernelError(f'The variants of DSS are "exp" and "softmax"; got {variant!r}.')
+    z = step * Lambda
+    return _fast(power_sum, (torch.exp(z),), step * phi1(z) * W, dt, length)
+
+
+def _dss_softmax(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, backend: str) -> Tensor:
+    """With Re z > 0, z = dt Lambda, the powers are taken of 1 / e^z, backwards from the end: e^{z l} would overflow."""
+    z = dt.double()[:, None] * Lambda
+    grows = z.real > 0
+    if backend == "reference":
+        largest = torch.where(grows, (length - 1) * z, 0)
+        terms = torch.exp(z[..., None] * torch.arange(length, device=dt.device) - largest[..., None])
+        weights = terms / terms.sum(-1, keepdim=True)
+        return ((W / Lambda)[..., None] * weights.to(W.dtype)).sum(-2).real
+    z = torch.where(grows, -z, z)
+    c = W / Lambda * (phi1(z) / (length * phi1(length * z)))
+    c = torch.stack((torch.where(grows, 0, c), torch.where(grows, c, 0)))
+    forward, backward = _fast(power_sum, (torch.exp(z),), c, dt, length)
+    return forward + backward.flip(-1)
 
 
 def dlr_kernel(a: Tensor, w: Tensor, W: Tensor, length: int, *, backend: str = "auto") -> Tensor:
-    """K (H, L) of DLR, K_l = Re sum_n W_n exp((-a_n^2 + i w_n) l) (Gupta et al. 2022b, section 3.1). a, w (N,), shared by heads; W (H, N)."""
-    resolve("dlr_kernel", backend, ("reference",), W.device)
+    """K (H, L) of DLR, K_l = Re sum_n W_n exp((-a_n^2 + i w_n) l) (DLR, section 3). a, w (N,), of all heads; W (H, N)."""
+    backend = resolve("dlr_kernel", backend, KERNEL_BACKENDS, W.device)
     _check("dlr_kernel", None, length, a=a, w=w, W=W)
-    return _impulse_response(dlr_step, length, W, dlr_discretize(a, w), W)
+    if backend == "reference":
+        return _impulse_response(dlr_step, (dlr_discretize(a, w),), W, length)
+    return shared_power_sum(_dlr_log(a, w), W, length)
 
 
 def s4_kernel(
     dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, length: int, *, backend: str = "auto"
 ) -> Tensor:
-    """K (H, L) of S4, K_l = 2 Re(C Abar^l Bbar), bilinear, A = diag(Lambda) - P P^* on conjugate pairs (S4, section 3).
+    """K (..., H, L) of S4, K_l = 2 Re(C Abar^l Bbar), bilinear, A = diag(Lambda) - P P^* on conjugate pairs (S4, section 3).
 
-    dt (H,), Lambda, B (N',) or (H, N'), P (r, N') or (r, H, N') of any rank r, C (H, N'): the true C, not the C (I - Abar^L) of the
-    Cauchy form, so that one parameter means the same at every length.
+    dt (H,), Lambda, B (N',) or (H, N'), P (r, N') or (r, H, N') of any rank r, C (..., H, N'). C is the true C, not the
+    C (I - Abar^L) of S4's Cauchy form: it means the same at every length, and nothing breaks when modes do not decay over L.
     """
-    resolve("s4_kernel", backend, ("reference",), C.device)
+    backend = resolve("s4_kernel", backend, KERNEL_BACKENDS, C.device)
     _check("s4_kernel", dt, length, Lambda=Lambda, P=P, B=B, C=C)
-    Abar, Bbar = s4_discretize(dt, Lambda, P, B)
-    return _impulse_response(s4_step, length, C, Abar, Bbar, C)
+    if backend == "reference":
+        return _impulse_response(s4_step, s4_discretize(dt, Lambda, P, B), C, length)
+    # With s = dt/2, d = 1/(1 - s Lambda) and f = sum_r P_r q_r, Woodbury gives (I - s A)^{-1} y = d (y - 2 s f) where
+    # (I + 2 s Re(P^* d P)) q = Re(P^* d y); and Abar = 2 (I - s A)^{-1} - I, a diagonal and a rank r.
+    P = P.to(torch.complex128).reshape(P.shape[0], -1, P.shape[-1]).transpose(0, 1)
+    s = dt.double()[:, None] / 2
+    d = 1 / (1 - s * Lambda)
+    dP = d[:, None] * P
+    V = (P.conj() * d[:, None]).expand_as(dP)
+    gram = (V @ P.mT).real
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    inverse = torch.linalg.inv(identity + 2 * s[..., None] * gram)
+    U = -4 * s[..., None] * (inverse.mT.to(dP.dtype) @ dP)
+    seen = (V * B.to(V.dtype).expand_as(d)[:, None]).sum(-1).real
+    Bbar = 2 * s * d * B + s * (seen[..., None] * U).sum(1)
+    return _fast(krylov, ((1 + s * Lambda) * d, Bbar, U, V), 2 * C, dt, length)
 
 
-def _impulse_response(step, length: int, C: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """What `step` puts out for the input 1, 0, 0, ...: (H, length)."""
-    H = C.shape[0]
+def _impulse_response(
+    step: Callable[..., tuple[Tensor, Tensor]], system: tuple[Tensor, ...], C: Tensor, length: int
+) -> Tensor:
+    """What the recurrence `step` puts out for the input 1, 0, 0, ...: (..., H, length)."""
+    if C.ndim > 2:
+        return torch.stack([_impulse_response(step, system, c, length) for c in C])
     state = C.new_zeros(1, *C.shape)
-    real = state.real.dtype
+    u = torch.ones(1, C.shape[0], dtype=state.real.dtype, device=C.device)
     out = []
-    for t in range(length):
-        u = torch.full((1, H), float(t == 0), dtype=real, device=C.device)
-        y, state = step(u, state, *parameters)
+    for _ in range(length):
+        y, state = step(u, state, *system, C)
         out.append(y[0])
+        u = torch.zeros_like(u)
     return torch.stack(out, -1)
 
 
-def _dss_softmax_reference(dt: Tensor, Lambda: Tensor, W: Tensor, length: int) -> Tensor:
-    """The definition, term by term; where Re Lambda > 0 numerator and denominator are divided by their largest term, which overflows first."""
-    z = dt.double()[:, None] * Lambda.to(torch.complex128)
-    largest = torch.where(z.real > 0, (length - 1) * z, torch.zeros_like(z))
-    terms = torch.exp(z[..., None] * torch.arange(length, device=dt.device) - largest[..., None])
-    K = (W / Lambda)[..., None] * (terms / terms.sum(-1, keepdim=True)).to(W.dtype)
-    return K.sum(-2).real
+def _fast(form: Callable[..., Tensor], system: tuple[Tensor, ...], c: Tensor, dt: Tensor, length: int) -> Tensor:
+    """`form` for c (..., H, n): leading axes become one axis of outputs per head, and come back in front of H."""
+    H, n = c.shape[-2:]
+    outputs = c.to(torch.complex128).reshape(-1, H, n).transpose(0, 1)
+    K = form(*system, outputs, length, dt.dtype)
+    return K.transpose(0, 1).reshape(*c.shape[:-1], length)
 
 
 def _check(kernel: str, dt: Tensor | None, length: int, **parameters: Tensor) -> None:
-    """Shapes: the last name gives (H, N'); every other parameter ends in (N',) or (H, N'), dt is (H,)."""
+    """Shapes: the last parameter gives (H, N'); the others end in (N',) or (H, N'), dt is (H,)."""
     if length < 1:
         raise KernelError(f"{kernel} needs a length of at least 1; got {length}.")
-    H, n = list(parameters.values())[-1].shape[-2:]
+    last = list(parameters)[-1]
+    if parameters[last].ndim < 2:
+        raise KernelError(f"{kernel} needs {last} to end in (heads, states); got {tuple(parameters[last].shape)}.")
+    H, n = parameters[last].shape[-2:]
     if dt is not None and dt.shape != (H,):
-        raise KernelError(f"{kernel} needs one dt per head, ({H},); got {tuple(dt.shape)}.")
+        raise KernelError(f"{kernel} needs one dt per head, ({H},) as {last} has; got {tuple(dt.shape)}.")
     for name, value in parameters.items():
-        least = 2 if name == "P" else 1
-        if value.shape[-1] != n or value.ndim < least or (value.ndim > least and value.shape[-2] != H):
+        own = tuple(value.shape[1:] if name == "P" else value.shape)
+        if name != last and own not in ((n,), (H, n)):
             raise KernelError(
-                f"{kernel} needs {name} to end in ({n},) or ({H}, {n}) as its last argument has; got {tuple(value.shape)}."
+                f"{kernel} needs {name} to end in ({n},) or ({H}, {n}) as {last} has; got {tuple(value.shape)}."
             )

@@ -1,0 +1,179 @@
+"""Sums of powers K_l = Re sum_n c_n z_n^l in two levels, so that no (H, N, L) array is ever made.
+
+With l = a M + b, z^l = z^{aM} z^b: a table of L/M powers, one of M powers and one real matrix product replace N L exponentials. The
+tables are made by doubling in complex128 (relative error about l eps64) and rounded once, so that float32 results keep their digits
+at every length, where exp(z l) in float32 loses l |z| eps32 of phase.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from noscratch.kernels import KernelError
+
+
+class _Phi1(torch.autograd.Function):
+    """phi1(z) = (e^z - 1) / z; its derivative is phi1 - phi2 with phi2(z) = (phi1 - 1) / z, which the series gives at small z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        small = z.abs() < 0.5
+        s = torch.where(small, z, 0)
+        series = torch.full_like(s, 1 / 16)
+        for k in range(15, 2, -1):  # phi2 = 1/2 (1 + z/3 (1 + z/4 (1 + ...))); the first term left out is below 1e-17
+            series = (1 + s * series) / k
+        series = (1 + s * series) / 2
+        t = torch.where(small, 1, z)
+        direct = (torch.exp(t) - 1) / t
+        value = torch.where(small, 1 + s * series, direct)
+        ctx.save_for_backward(value - torch.where(small, series, (direct - 1) / t))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (derivative,) = ctx.saved_tensors
+        return grad * derivative.conj()
+
+
+def phi1(z: Tensor) -> Tensor:
+    """(e^z - 1) / z for complex128 z; all digits of value and derivative at small z and at 0."""
+    return _Phi1.apply(z)
+
+
+def powers(z: Tensor, count: int) -> Tensor:
+    """z^0 ... z^(count-1) along a new axis before the last: (..., n) -> (..., count, n)."""
+    table = z.new_empty(*z.shape[:-1], count, z.shape[-1])
+    table[..., 0, :] = 1
+    filled, ratio = 1, z
+    while filled < count:
+        more = min(filled, count - filled)
+        torch.mul(table[..., :more, :], ratio[..., None, :], out=table[..., filled : filled + more, :])
+        filled, ratio = 2 * filled, ratio * ratio
+    return table
+
+
+def block_length(length: int) -> int:
+    """The power of two at or above sqrt(length): M + L / M table rows are then fewest."""
+    return 1 << ((length - 1).bit_length() + 1) // 2
+
+
+def real_view(x: Tensor) -> Tensor:
+    """(..., n) complex -> (..., 2 n) real, parts interleaved; no copy."""
+    return torch.view_as_real(x).flatten(-2)
+
+
+def complex_view(x: Tensor) -> Tensor:
+    """The inverse of real_view."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def blocks(x: Tensor, block: int) -> Tensor:
+    """(..., L) -> (..., ceil(L / block), block), padded by zeros."""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+
+
+class _PowerSum(torch.autograd.Function):
+    """z (H, n), c (H, R, n) complex128 -> K (H, R, L), K_l = Re sum_n c_n z_n^l, in `dtype`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, c: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+        H, R, n = c.shape
+        M = block_length(length)
+        fine = powers(z, M)
+        coarse = powers(fine[:, -1] * z, -(-length // M))
+        rounded = dtype.to_complex()
+        left = (c[:, :, None] * coarse[:, None]).conj().to(rounded).resolve_conj()
+        fine = fine.to(rounded)
+        K = real_view(left).reshape(H, -1, 2 * n) @ real_view(fine).mT
+        ctx.save_for_backward(c, fine, coarse.to(rounded))
+        ctx.length = length
+        return K.view(H, R, -1)[..., :length]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        c, fine, coarse = ctx.saved_tensors
+        H, R, n = c.shape
+        M, A = fine.shape[1], coarse.shape[1]
+        # d z^{aM+b} = (aM z^{aM-1}) z^b + z^{aM} (b z^{b-1}); no division by z, which bilinear steps can make 0
+        index = torch.arange(M, dtype=grad.dtype, device=grad.device)
+        d_fine = torch.zeros_like(fine)
+        torch.mul(fine[:, :-1], index[1:, None], out=d_fine[:, 1:])
+        d_coarse = torch.zeros_like(coarse)
+        torch.mul(coarse[:, :-1], M * fine[:, -1:], out=d_coarse[:, 1:])
+        d_coarse *= torch.arange(A, dtype=grad.dtype, device=grad.device)[:, None]
+        table = real_view(torch.cat((fine, d_fine), -1))
+        sums = complex_view(blocks(grad, M).reshape(H, -1, M) @ table).view(H, R, A, 2 * n)
+        value, derivative = sums[..., :n], sums[..., n:]
+        grad_c = grad_z = None
+        if ctx.needs_input_grad[1]:
+            grad_c = (coarse[:, None] * value).sum(2).conj().to(c.dtype)
+        if ctx.needs_input_grad[0]:
+            slope = (d_coarse[:, None] * value + coarse[:, None] * derivative).sum(2)
+            grad_z = (c * slope).sum(1).conj()
+        return grad_z, grad_c, None, None
+
+
+def power_sum(z: Tensor, c: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Re sum_n c_n z_n^l for l < length: z (H, n), c (H, R, n), both complex128 -> (H, R, length) in `dtype`."""
+    return _PowerSum.apply(z, c, length, dtype)
+
+
+class _SharedPowerSum(torch.autograd.Function):
+    """log_z (n) complex128, W (H, n) -> K (H, L), K_l = Re sum_n W_hn e^{log_z_n l}: one pole set for all heads, so one plain product."""
+
+    BLOCK = 128  # rows of the table: 2 n x 128 stays in cache for the thousands of states that DLR uses
+
+    @staticmethod
+    def forward(ctx: Any, log_z: Tensor, W: Tensor, length: int) -> Tensor:
+        M = min(_SharedPowerSum.BLOCK, length)
+        fine, coarse = _SharedPowerSum.tables(log_z, M, -(-length // M), W.dtype)
+        right = real_view(fine).T
+        K = torch.cat([real_view((W * z).conj().resolve_conj()) @ right for z in coarse], -1)
+        ctx.save_for_backward(log_z, W)
+        ctx.M = M
+        return K[:, :length].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        log_z, W = ctx.saved_tensors
+        M = ctx.M
+        H = W.shape[0]
+        grads = blocks(grad, M).transpose(0, 1)  # (A, H, M)
+        fine, coarse = _SharedPowerSum.tables(log_z, M, grads.shape[0], W.dtype)
+        right = real_view(fine)
+        index = torch.arange(M, dtype=grad.dtype, device=grad.device)
+        value = torch.zeros_like(W)
+        slope = torch.zeros_like(W)
+        for a, z in enumerate(coarse):
+            sums = complex_view(torch.cat((grads[a], index * grads[a])) @ right)
+            value.addcmul_(sums[:H], z)
+            slope.addcmul_(sums[H:] + (a * M) * sums[:H], z)
+        return (W * slope).sum(0).conj().to(log_z.dtype), value.conj(), None
+
+    @staticmethod
+    def tables(log_z: Tensor, M: int, A: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        fine = powers(torch.exp(log_z), M)
+        coarse = powers(torch.exp(M * log_z), A)
+        return fine.to(dtype), coarse.to(dtype)
+
+
+def shared_power_sum(log_z: Tensor, W: Tensor, length: int) -> Tensor:
+    """Re sum_n W_n e^{log_z_n l} for l < length: log_z (n) complex128, W (H, n) complex -> (H, length) in W's real dtype."""
+    return _SharedPowerSum.apply(log_z, W, length)
+
+
+def phases(method: str, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(Abar, Bbar / (dt B)) of a diagonal system with z = dt A, complex128."""
+    if method == "zoh":
+        return torch.exp(z), phi1(z)
+    if method == "bilinear":
+        inverse = 1 / (1 - z / 2)
+        return (1 + z / 2) * inverse, inverse
+    raise KernelError(f'The discretizations are "zoh" and "bilinear"; got {method!r}.')
