@@ -1,6 +1,7 @@
 """data/availability.json: which sources can be had, in one small file that the fetch stage depends on.
 
-A blocked result is kept nowhere, so something must tell DVC when to try again: this file, rewritten only when its content changes.
+A blocked result is kept nowhere, so something must tell DVC when to try again: this file, rewritten only when its
+content changes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from noscratch import sources
 from noscratch.plan import Plan, sources_of
 from noscratch.stages import MIRROR
-from noscratch.store import RECORD, Store, read_record, write_json
+from noscratch.store import Store, read_record, write_json
 
 AVAILABLE = "available"
 
@@ -25,12 +26,17 @@ def refresh_availability(store: Store, plan: Plan) -> None:
     """Look again for every source of the plan: in the store, in the mirror, on the network where the tier allows it."""
     names = list(sources_of(plan))
     found = sources.availability(names, network=plan.params.tier.network, mirror=os.environ.get(MIRROR))
-    held = {str(job.settings["source"]) for job in plan.of("fetch") if store.has(job) and read_record(store.path(job))["state"] == "done"}
+    held = {
+        str(job.settings["source"])
+        for job in plan.of("fetch")
+        if store.has(job) and read_record(store.path(job))["state"] == "done"
+    }
     _write(store, {name: AVAILABLE if name in held else found[name] for name in names})
 
 
 def note_outcomes(store: Store, plan: Plan) -> None:
-    """After fetching: a source that was thought available and could not be had is blocked with its reason, until the next refresh."""
+    """After fetching: a source that was thought available and could not be had is blocked with its reason, until the
+    next refresh."""
     states = {}
     for job in plan.of("fetch"):
         record = read_record(store.data / "raw" / job.view)

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from noscratch.errors import NoscratchError
-from noscratch.plan import VIEWS, Plan, read_plan, sources_of
-from noscratch.store import BLOCKED, RECORD, Store, make_view, read_record, sync, view_differs
+from noscratch.plan import VIEWS, Plan, read_plan
+from noscratch.store import RECORD, Store, make_view, read_record, sync, view_differs
 
 # What an exit code means to a script or a scheduler.
 EXIT_ERROR = 1
@@ -99,7 +99,8 @@ def status() -> None:
 
 
 def _reasons(store: Store, the_plan: Plan) -> list[str]:
-    """One line for each job that ended otherwise than done; what merely waits on a blocked source is counted with it."""
+    """One line for each job that ended otherwise than done; what merely waits on a blocked source is counted with
+    it."""
     lines: list[str] = []
     waiting: Counter[str] = Counter()
     for view in VIEWS:
@@ -117,14 +118,18 @@ def _reasons(store: Store, the_plan: Plan) -> list[str]:
             else:
                 lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
     if waiting:
-        lines.append("waiting on blocked sources: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
+        lines.append(
+            "waiting on blocked sources: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items())
+        )
     return lines
 
 
 @app.command()
 def run(
     address: Annotated[str, typer.Argument(help="Twelve hex digits from `noscratch plan`.")],
-    stop_after: Annotated[float | None, typer.Option(help="Seconds; then checkpoint and exit with code 75. The same command goes on.")] = None,
+    stop_after: Annotated[
+        float | None, typer.Option(help="Seconds; then checkpoint and exit with code 75. The same command goes on.")
+    ] = None,
 ) -> None:
     """Do one job, unless its result stands in the store.
 
@@ -146,7 +151,9 @@ def run(
 
 @app.command()
 def sources(
-    refresh: Annotated[bool, typer.Option("--refresh", help="Rewrite data/availability.json when something changed.")] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Rewrite data/availability.json when something changed.")
+    ] = False,
 ) -> None:
     """List the sources of the plan: which can be had, which are blocked and why.
 
@@ -166,7 +173,9 @@ def sources(
 
 @app.command()
 def fetch(
-    network: Annotated[bool, typer.Option("--network", help="Download, whatever the tier says. What is here once is here for good.")] = False,
+    network: Annotated[
+        bool, typer.Option("--network", help="Download, whatever the tier says. What is here once is here for good.")
+    ] = False,
 ) -> None:
     """Bring every source of the plan into the store.
 
@@ -262,7 +271,10 @@ def site() -> None:
         check=False,
     )
     if done.returncode:
-        raise NoscratchError("The site builds without warnings; MkDocs stopped (see above). Mend the page that it names, then `noscratch site`.")
+        raise NoscratchError(
+            "The site builds without warnings; MkDocs stopped (see above). Mend the page that it names, then "
+            "`noscratch site`."
+        )
 
 
 @app.command()
@@ -278,7 +290,8 @@ def commit() -> None:
         difference = view_differs(store, the_plan, name)
         if difference:
             raise NoscratchError(
-                f"DVC records only views of the present plan; {difference}. Run `snakemake --cores all all`, which ends with this command."
+                f"DVC records only views of the present plan; {difference}. Run `snakemake --cores all all`, "
+                f"which ends with this command."
             )
     done = subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=False)
     if done.returncode:
@@ -302,7 +315,9 @@ def repro() -> None:
         refresh_availability(store, the_plan)
         done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
     if done.returncode:
-        raise NoscratchError("`dvc repro` stopped (see above). Mend what it names and run the same command: finished jobs are kept.")
+        raise NoscratchError(
+            "`dvc repro` stopped (see above). Mend what it names and run the same command: finished jobs are kept."
+        )
     _summary(store, the_plan)
 
 
@@ -310,7 +325,10 @@ def _summary(store: Store, the_plan: Plan) -> None:
     states = _states(store, the_plan)
     total = Counter(states[job.address] for job in the_plan.of("finetune"))
     out.print()
-    out.print(f"[bold]{the_plan.params.run.tier} tier[/]: {len(the_plan.jobs)} jobs, {sum(total.values())} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(total.items())))
+    out.print(
+        f"[bold]{the_plan.params.run.tier} tier[/]: {len(the_plan.jobs)} jobs, {sum(total.values())} cells: "
+        + ", ".join(f"{n} {s}" for s, n in sorted(total.items()))
+    )
     for line in _reasons(store, the_plan):
         out.print(escape(line))
     out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")

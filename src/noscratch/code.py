@@ -1,8 +1,9 @@
 """What the package's files say, read as syntax trees and never imported: digests for addresses, fields of a Config.
 
-A digest covers every function of the package that a job can reach: it follows imports (also those inside functions) from the
-modules that the job names. It drops comments, docstrings, positions and empty fields, so that reformatting a file changes nothing
-and every Python from 3.11 on gives the same digest. `import noscratch.a.b` counts b.py alone: packages do no work on import here.
+A digest covers every function of the package that a job can reach: it follows imports (also those inside functions)
+from the modules that the job names. It drops comments, docstrings, positions and empty fields, so that reformatting a
+file changes nothing and every Python from 3.11 on gives the same digest. `import noscratch.a.b` counts b.py alone:
+packages do no work on import here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def names_in(package: str) -> tuple[str, ...]:
 def _tree(module: str) -> ast.Module:
     path = path_of(module)
     if path is None:
-        raise NoscratchError(f"Every module that a job names is a file of the package; there is no {module}. Check its name in params.yaml.")
+        raise NoscratchError(
+            f"Every module that a job names is a file of the package; there is no {module}. Check its name in "
+            f"params.yaml."
+        )
     return ast.parse(path.read_text(encoding="utf-8"), filename=path.name)
 
 
@@ -73,7 +77,8 @@ def closure(modules: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def canonical(node: object) -> str:
-    """A syntax tree as text without positions, docstrings and fields that are empty or differ between Python versions."""
+    """A syntax tree as text without positions, docstrings and fields that are empty or differ between Python
+    versions."""
     if isinstance(node, list):
         return "[" + ",".join(canonical(item) for item in node) + "]"
     if not isinstance(node, ast.AST):
@@ -84,8 +89,15 @@ def canonical(node: object) -> str:
             continue
         if field == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = value[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 value = value[1:]
+        if isinstance(node, ast.JoinedStr):
+            # Python 3.12.1 puts an empty piece behind a nested format; others do not.
+            value = [piece for piece in value if not (isinstance(piece, ast.Constant) and piece.value == "")]
         parts.append(f"{field}={canonical(value)}")
     return f"{type(node).__name__}({','.join(parts)})"
 
@@ -109,7 +121,13 @@ def config_fields(module: str) -> tuple[str, ...]:
     """Names of the fields of the module's `Config`: what params.yaml may set."""
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return tuple(item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
+            return tuple(
+                item.target.id
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            )
+        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == "Config" for alias in node.names):
+            return config_fields(node.module)
     raise NoscratchError(f"Every task and backbone defines a frozen dataclass Config; {module} has none. Add it.")
 
 
@@ -118,9 +136,21 @@ def spec_literal(module: str, field: str) -> object:
     """A literal keyword of the module's `SPEC = Spec(...)`, such as a task's `sources`."""
     for node in _tree(module).body:
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if isinstance(value, ast.Call) and any(isinstance(target, ast.Name) and target.id == "SPEC" for target in targets):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if isinstance(value, ast.Call) and any(
+            isinstance(target, ast.Name) and target.id == "SPEC" for target in targets
+        ):
             for keyword in value.keywords:
                 if keyword.arg == field:
                     return ast.literal_eval(keyword.value)
-    raise NoscratchError(f"SPEC of {module} gives `{field}` as a literal keyword; it does not. Write it out in the call of Spec.")
+    raise NoscratchError(
+        f"SPEC of {module} gives `{field}` as a literal keyword; it does not. Write it out in the call of Spec."
+    )
+
+
+def forget() -> None:
+    """Read every file anew, after the package's files changed under a running process."""
+    for cached in (_tree, imports, _module_digest, digest, config_fields, spec_literal):
+        cached.cache_clear()

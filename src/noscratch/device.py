@@ -19,7 +19,9 @@ def gpu_count() -> int:
     asked = os.environ.get("NOSCRATCH_GPUS")
     if asked is not None:
         if not asked.isdigit():
-            raise NoscratchError(f"NOSCRATCH_GPUS is a whole number of GPUs, 0 or more; got {asked!r}. Correct or unset it.")
+            raise NoscratchError(
+                f"NOSCRATCH_GPUS is a whole number of GPUs, 0 or more; got {asked!r}. Correct or unset it."
+            )
         return int(asked)
     if shutil.which("nvidia-smi") is None:
         return 0
@@ -30,7 +32,8 @@ def gpu_count() -> int:
 def choose(device: str, tier: str, gpus: int) -> str:
     """ "cuda" or "cpu" for a training job, from `run.device`, the tier and the number of GPUs.
 
-    Raises NoscratchError above the smoke tier when a GPU is wanted and there is none: a night of CPU time is never spent by accident.
+    Raises NoscratchError above the smoke tier when a GPU is wanted and there is none: a night of CPU time is never
+    spent by accident.
     """
     if device == "cpu":
         return "cpu"

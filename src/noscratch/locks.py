@@ -28,7 +28,8 @@ def only_run(data: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(lock, 32).decode().strip()
             raise NoscratchError(
-                f"One run at a time works in a checkout; process {holder or 'unknown'} is at it. Wait for it or stop it, then run the same command again."
+                f"One run at a time works in a checkout; process {holder or 'unknown'} is at it. Wait for it or "
+                f"stop it, then run the same command again."
             ) from None
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())

@@ -1,6 +1,7 @@
 """The settings: params.yaml as strict, frozen objects. Nothing else reads that file.
 
-Every mistake is one message with the place, the rule, what was got and the nearest valid name; all are found before any work starts.
+Every mistake is one message with the place, the rule, what was got and the nearest valid name; all are found before
+any work starts.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Block(_Strict):
     protocols: Selector
 
 
-class Override(_Strict):
+class Override(Block):
     """Changes for the cells that it selects; what it leaves out selects all."""
 
     tasks: Selector = "all"
@@ -126,7 +127,9 @@ def load(root: Path) -> Params:
     """Read and check params.yaml in `root`; raises ParamsError."""
     path = root / FILE
     if not path.is_file():
-        raise ParamsError(f"Commands run in a checkout of noscratch, beside {FILE}; there is none here. Change to that folder.")
+        raise ParamsError(
+            f"Commands run in a checkout of noscratch, beside {FILE}; there is none here. Change to that folder."
+        )
     return parse(read_yaml(path).data)
 
 
@@ -164,7 +167,8 @@ def _mistakes(params: Params) -> Iterable[str]:
                 yield unknown(f"{here}.data.{name}", "task", name, known_tasks)
             else:
                 yield from _fields(f"{here}.data.{name}", config, code.config_fields(task_module(name)))
-        # A grid may name what `tasks` and `backbones` leave out (that is how one is taken out of the plan), but not what has no file.
+        # A grid may name what `tasks` and `backbones` leave out (that is how one is taken out of the plan), but not
+        # what has no file.
         for i, block in enumerate([*settings.grid, *settings.overrides]):
             place = f"{here}.grid[{i}]" if i < len(settings.grid) else f"{here}.overrides[{i - len(settings.grid)}]"
             for kind, selector, known in (
@@ -198,12 +202,23 @@ def _fields(place: str, config: Mapping[str, Any], fields: tuple[str, ...]) -> I
             yield unknown(f"{place}.{key}", "key", key, fields)
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"run": Run, "model": Model, "pretrain": Train, "finetune": Train, "grid": Block, "overrides": Override}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "run": Run,
+    "model": Model,
+    "pretrain": Train,
+    "finetune": Train,
+    "grid": Block,
+    "overrides": Override,
+}
 
 
 def _explain(error: Mapping[str, Any]) -> str:
     """One pydantic error as place, rule and what was got."""
-    where = [str(part) for part in error["loc"] if part != "tuple[str, ...]" and not str(part).startswith(("literal", "tuple"))]
+    where = [
+        str(part)
+        for part in error["loc"]
+        if part != "tuple[str, ...]" and not str(part).startswith(("literal", "tuple"))
+    ]
     place = ".".join(where)
     if error["type"] == "extra_forbidden":
         owner: type[BaseModel] = Params

@@ -1,8 +1,8 @@
 """What there is to do: every job of the chosen tier, its address, what it needs, where its result is shown.
 
-A job's address is the hash of its settings, of the code that it reaches and of the addresses of the jobs that it needs. So a result
-lives at the hash of everything that we could change; the device, library versions and where bytes came from are recorded, not hashed.
-This module imports no torch: a plan costs milliseconds.
+A job's address is the hash of its settings, of the code that it reaches and of the addresses of the jobs that it
+needs. So a result lives at the hash of everything that we could change; the device, library versions and where bytes
+came from are recorded, not hashed. This module imports no torch: a plan costs milliseconds.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class Plan:
             module = task_module(task)
             sources = code.spec_literal(module, "sources")
             if not isinstance(sources, tuple):
-                raise NoscratchError(f"SPEC.sources of {module} is a tuple of source names; got {sources!r}. Write it so.")
+                raise NoscratchError(
+                    f"SPEC.sources of {module} is a tuple of source names; got {sources!r}. Write it so."
+                )
             data = {**self.params.tasks[task], **self.params.tier.data.get(task, {})}
             needs = {source: self.fetch(source).address for source in sources}
             self._prepared[task] = self._add(Job("prepare", task, {"task": task, "data": data}, (module,), needs, task))
@@ -153,7 +155,11 @@ class Plan:
         tier = self.params.tier
         model, train = tier.model.model_dump(), getattr(tier, phase).model_dump()
         for override in tier.overrides:
-            if _selects(override.tasks, cell.task) and _selects(override.backbones, cell.backbone) and _selects(override.protocols, cell.protocol):
+            if (
+                _selects(override.tasks, cell.task)
+                and _selects(override.backbones, cell.backbone)
+                and _selects(override.protocols, cell.protocol)
+            ):
                 model |= override.model
                 train |= getattr(override, phase)
         return {
@@ -183,14 +189,18 @@ def _selects(selector: Selector, name: str) -> bool:
 
 
 def cells(params: Params) -> list[Cell]:
-    """The grid of the chosen tier: its blocks joined, each cell once, in the order of tasks, backbones, protocols, seeds."""
+    """The grid of the chosen tier: its blocks joined, each cell once, in the order of tasks, backbones, protocols,
+    seeds."""
     tier: TierParams = params.tier
     return [
         Cell(params.run.tier, task, backbone, protocol, seed)
         for task in params.tasks
         for backbone in params.backbones
         for protocol in PROTOCOLS
-        if any(_selects(b.tasks, task) and _selects(b.backbones, backbone) and _selects(b.protocols, protocol) for b in tier.grid)
+        if any(
+            _selects(b.tasks, task) and _selects(b.backbones, backbone) and _selects(b.protocols, protocol)
+            for b in tier.grid
+        )
         for seed in tier.seeds
     ]
 

@@ -19,7 +19,18 @@ from noscratch.store import PROVENANCE, RECORD, sha256_of, write_json
 
 SCHEMA = 1
 STATES = ("done", "failed", "blocked", "diverged")
-LIBRARIES = ("numpy", "numba", "pillow", "pyarrow", "safetensors", "scikit-learn", "scipy", "tokenizers", "torch", "triton")
+LIBRARIES = (
+    "numpy",
+    "numba",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "triton",
+)
 
 
 def write_record(
@@ -89,9 +100,16 @@ def _commit(root: Path) -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether tracked files differ from it; None outside git (a bare GPU host)."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, env=environment, capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, env=environment, capture_output=True, text=True, check=True
+        )
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, env=environment, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None, None

@@ -1,7 +1,8 @@
 """Run one job of the plan: check what it needs, do its work in a fresh folder, record it, publish it.
 
-A job whose source cannot be had ends as `blocked` with the reason, and so does every job that needs it. A diverged training run is a
-result and is kept. Any other error ends the process and publishes nothing: the next run does the job again.
+A job whose source cannot be had ends as `blocked` with the reason, and so does every job that needs it. A diverged
+training run is a result and is kept. Any other error ends the process and publishes nothing: the next run does the job
+again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from noscratch.store import BLOCKED, RECORD, Store, read_record, sha256_of
 MIRROR = "NOSCRATCH_MIRROR"
 
 
-class _Ends(Exception):
+class _Ends(Exception):  # noqa: N818 (an outcome, caught below)
     """The job ends without being done: as blocked, diverged or failed, with a reason."""
 
     def __init__(self, state: str, reason: str) -> None:
@@ -31,21 +32,35 @@ class _Ends(Exception):
         self.state, self.reason = state, reason
 
 
-def run_job(store: Store, plan: Plan, job: Job, *, network: bool | None = None, stop_after: float | None = None, progress: bool = False) -> str:
+def run_job(
+    store: Store,
+    plan: Plan,
+    job: Job,
+    *,
+    network: bool | None = None,
+    stop_after: float | None = None,
+    progress: bool = False,
+) -> str:
     """Do one job unless its result stands; returns its state.
 
-    `network` overrides the tier's word on downloads; `stop_after` (seconds) ends training at a checkpoint with train.Interrupted.
+    `network` overrides the tier's word on downloads; `stop_after` (seconds) ends training at a checkpoint with
+    train.Interrupted.
     """
     if store.has(job):
         return str(read_record(store.path(job))["state"])
     inputs = {role: store.path(plan[address]) for role, address in job.needs.items()}
     for role, folder in inputs.items():
         if not (folder / RECORD).is_file():
-            raise NoscratchError(f"Job {job.name} needs {folder.name} ({role}), which is not there. Run `noscratch run {job.needs[role]}` first.")
+            raise NoscratchError(
+                f"Job {job.name} needs {folder.name} ({role}), which is not there. Run `noscratch run "
+                f"{job.needs[role]}` first."
+            )
     where = _device(job, plan) if job.cell else "cpu"
     watch = Stopwatch(store.root, where)
     with store.building(job) as out:
-        state, reason, result, extra = "done", None, {}, {}
+        state, reason = "done", None
+        result: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         try:
             _refuse_unless_done(inputs)
             if job.kind == "fetch":
@@ -70,14 +85,18 @@ def _refuse_unless_done(inputs: Mapping[str, Path]) -> None:
         if record["state"] == "blocked":
             raise _Ends("blocked", record["reason"] if record["kind"] != "fetch" else f"{role}: {record['reason']}")
         if record["state"] != "done":
-            raise _Ends("failed", f"needs {record['kind']} {record['address']}, which {record['state']}: {record['reason']}")
+            raise _Ends(
+                "failed", f"needs {record['kind']} {record['address']}, which {record['state']}: {record['reason']}"
+            )
 
 
 def _fetch(job: Job, out: Path, network: bool, progress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     from noscratch import sources
 
     try:
-        fetched = sources.fetch(str(job.settings["source"]), out, network=network, mirror=os.environ.get(MIRROR), progress=progress)
+        fetched = sources.fetch(
+            str(job.settings["source"]), out, network=network, mirror=os.environ.get(MIRROR), progress=progress
+        )
     except sources.Blocked as blocked:
         raise _Ends("blocked", str(blocked)) from None
     return {"source": job.settings["source"], "form": fetched.form}, {"origin": fetched.origin}
@@ -94,7 +113,14 @@ def _device(job: Job, plan: Plan) -> str:
 
 
 def _train(
-    store: Store, plan: Plan, job: Job, inputs: Mapping[str, Path], out: Path, where: str, stop_after: float | None, progress: bool
+    store: Store,
+    plan: Plan,
+    job: Job,
+    inputs: Mapping[str, Path],
+    out: Path,
+    where: str,
+    stop_after: float | None,
+    progress: bool,
 ) -> dict[str, Any]:
     slot = devices.gpu_slot(store.data / ".slots", devices.gpu_count()) if where == "cuda" else nullcontext()
     with slot:

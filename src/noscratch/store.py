@@ -1,11 +1,11 @@
 """The content store and the views.
 
-data/store/<address>-<kind>-<label>/ holds one finished job: its artifacts, record.json (the same bytes on every run) and
-provenance.json (what differs each time). A job is built under a temporary name and published by one rename: what stands under its
-final name is complete. Entries are read-only, and nothing ever overwrites one.
+data/store/<address>-<kind>-<label>/ holds one finished job: its artifacts, record.json (the same bytes on every run)
+and provenance.json (what differs each time). A job is built under a temporary name and published by one rename: what
+stands under its final name is complete. Entries are read-only, and nothing ever overwrites one.
 
-data/{raw,prepared,runs} are views: real folders of hard links, under readable names, of exactly what the present plan names. DVC
-versions the views and may remove or restore them; the store loses nothing.
+data/{raw,prepared,runs} are views: real folders of hard links, under readable names, of exactly what the present plan
+names. DVC versions the views and may remove or restore them; the store loses nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from noscratch.plan import VIEWS, Job, Plan
 
 RECORD = "record.json"
 PROVENANCE = "provenance.json"
-# A blocked result is published for the jobs that wait on it, shown in the views, and dropped from the store: it is tried again.
+# A blocked result is published for the jobs that wait on it, shown in the views, and dropped from the store: it is
+# tried again.
 BLOCKED = "blocked"
 
 
@@ -37,7 +38,9 @@ def sha256_of(path: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON with sorted keys and a final newline."""
-    path.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def full_disk_explained(what: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise NoscratchError(
-            f"{what} needs disk space and there is none left ({error.strerror}). Nothing half-written was kept: free some space "
+            f"{what} needs disk space and there is none left ({error.strerror}). Nothing half-written was kept: "
+            f"free some space "
             "(`noscratch gc` removes what no plan names) and run the same command again."
         ) from error
 
@@ -127,7 +131,9 @@ class Store:
     def unnamed(self, plan: Plan) -> list[Path]:
         """Finished results that the plan does not name."""
         named = {job.name for job in plan.jobs.values()}
-        return sorted(path for path in self.folder.glob("[0-9a-f]*") if (path / RECORD).is_file() and path.name not in named)
+        return sorted(
+            path for path in self.folder.glob("[0-9a-f]*") if (path / RECORD).is_file() and path.name not in named
+        )
 
 
 def _alive(pid: str) -> bool:
@@ -154,7 +160,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _shown(folder: Path) -> list[Path]:
     """The files of a result that a view shows: all but what differs each time."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in (PROVENANCE, BLOCKED))
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in (PROVENANCE, BLOCKED)
+    )
 
 
 def expected(store: Store, plan: Plan, view: str) -> dict[str, Path]:
@@ -163,7 +171,9 @@ def expected(store: Store, plan: Plan, view: str) -> dict[str, Path]:
     for job in plan.in_view(view):
         folder = store.path(job)
         if not store.has(job):
-            raise NoscratchError(f"View {view} shows complete results only; {job.name} is not there. Run `snakemake --cores all {view}`.")
+            raise NoscratchError(
+                f"View {view} shows complete results only; {job.name} is not there. Run `snakemake --cores all {view}`."
+            )
         for path in _shown(folder):
             files[f"{job.view}/{path.relative_to(folder).as_posix()}"] = path
     return files
@@ -182,7 +192,8 @@ def _holds(view: Path, files: Mapping[str, Path]) -> bool:
 
 
 def make_view(store: Store, plan: Plan, view: str) -> bool:
-    """Make data/<view> show exactly the plan; returns whether anything changed. The old view stands until the new one is whole."""
+    """Make data/<view> show exactly the plan; returns whether anything changed. The old view stands until the new one
+    is whole."""
     target = store.data / view
     files = expected(store, plan, view)
     if target.is_dir() and _holds(target, files):
@@ -220,7 +231,8 @@ def link_or_copy(source: Path, place: Path) -> None:
 
 
 def view_differs(store: Store, plan: Plan, view: str) -> str | None:
-    """Why a view is not that of the plan, or None. Blocked results, which the store drops, are judged by their record alone."""
+    """Why a view is not that of the plan, or None. Blocked results, which the store drops, are judged by their record
+    alone."""
     target = store.data / view
     if not target.is_dir():
         return f"data/{view} is not there"
@@ -248,7 +260,8 @@ def view_differs(store: Store, plan: Plan, view: str) -> str | None:
 
 
 def sync(store: Store, plan: Plan) -> list[str]:
-    """Adopt into the store what the views hold and the plan names (after `dvc pull` in a fresh clone); returns the names.
+    """Adopt into the store what the views hold and the plan names (after `dvc pull` in a fresh clone); returns the
+    names.
 
     Every artifact is hashed against its record first; a folder that fails is refused with NoscratchError.
     """
@@ -276,10 +289,14 @@ def verify(folder: Path, record: Mapping[str, Any]) -> None:
     for name, artifact in record["artifacts"].items():
         path = folder / name
         if not path.is_file():
-            raise NoscratchError(f"{folder.name}: every artifact that a record lists is there; {name} is missing. Remove the folder and run the job again.")
+            raise NoscratchError(
+                f"{folder.name}: every artifact that a record lists is there; {name} is missing. Remove the "
+                f"folder and run the job again."
+            )
         got = sha256_of(path)
         if got != artifact["sha256"]:
             raise NoscratchError(
-                f"{folder.name}/{name}: bytes must match their record; expected sha256 {artifact['sha256']}, got {got}. "
+                f"{folder.name}/{name}: bytes must match their record; expected sha256 {artifact['sha256']}, got "
+                f"{got}. "
                 "Remove the folder and run the job again."
             )

@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import pkgutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -274,8 +275,8 @@ def _describe(where: str, spec: Spec, examples: Examples, vocabulary: int, lengt
     }
     labels = examples.labels
     if spec.kind == "regression":
-        values = labels.astype(np.float64)
-        described["labels"] = {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())}
+        mean = math.fsum(labels.tolist()) / n
+        described["labels"] = {"min": float(labels.min()), "mean": mean, "max": float(labels.max())}
         return described
     if labels.min() < 0 or labels.max() >= spec.classes:
         raise TaskError(f"{where}: a label is one of 0 to {spec.classes - 1}, got {labels.min()} to {labels.max()}")

@@ -59,6 +59,7 @@ class Layout:
     labelled: the columns of train and dev; header: whether these two files name them in a first line.
     test: the columns of the file without labels, which always names them. sentences: the one or two columns of text.
     labels: ids of the label strings, in the official order; None: a score of 0 to 5.
+    codes: columns without a blank, which tell swapped columns where no header does.
     """
 
     labelled: tuple[str, ...]
@@ -67,6 +68,7 @@ class Layout:
     label: str
     labels: Mapping[str, int] | None
     header: bool = True
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,16 @@ def read(folder: Path, layout: Layout) -> dict[str, Table]:
 
 def read_file(path: Path, split: str, layout: Layout) -> Table:
     """One official file; anything that breaks the layout is an error with the file, the row and the rule."""
-    columns = layout.test if split == "test" else layout.labelled
+    labelled = split != "test"
+    columns = layout.labelled if labelled else layout.test
     lines = _lines(path)
     first = 1
-    if layout.header or split == "test":
+    if layout.header or not labelled:
         if not lines or tuple(lines[0].split("\t")) != columns:
             got = lines[0] if lines else ""
             raise _broken(path, 1, f"the header is {' '.join(columns)!r}, tab separated", got)
         lines, first = lines[1:], 2
     sentences = [columns.index(name) for name in layout.sentences]
-    label = columns.index(layout.label) if layout.label in columns else None
     labels = np.full(len(lines), -1, np.float32 if layout.labels is None else np.int64)
     texts = []
     for i, line in enumerate(lines):
@@ -126,8 +128,11 @@ def read_file(path: Path, split: str, layout: Layout) -> Table:
             raise _broken(path, first + i, f"the index counts from 0, here {i}", cells[0])
         if not all(cells[j] for j in sentences):
             raise _broken(path, first + i, "a sentence is not empty", line)
-        if label is not None:
-            labels[i] = _label(path, first + i, cells[label], layout.labels)
+        for name in layout.codes if labelled else ():
+            if " " in cells[columns.index(name)]:
+                raise _broken(path, first + i, f"the column {name} holds a code without a blank", line)
+        if labelled:
+            labels[i] = _label(path, first + i, cells[columns.index(layout.label)], layout.labels)
         texts.append(tuple(cells[j] for j in sentences))
     return Table([f"{split}/{i}" for i in range(len(lines))], texts, labels)
 

@@ -26,6 +26,7 @@ LAYOUT = Layout(
     label="label",
     labels={"0": 0, "1": 1},  # unacceptable, acceptable
     header=False,
+    codes=("source",),
 )
 TOTALS = {
     "train": Total(rows=8551, text=348_053, labels=(2528, 6023)),

@@ -1,0 +1,39 @@
+# Two commands do it all: `make repro` builds the results and the site, `make test` runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Sub-commands, dvc and snakemake find each other in the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: repro test check serve proof laws install clean-env
+
+repro: install  ## build everything of the tier that params.yaml names, then say what was built and what to open
+	@noscratch repro
+
+test: install  ## the whole test suite
+	@python -m pytest --numprocesses 2 --dist worksteal -q
+
+check: install  ## lint, types, the plan, the site; changes nothing
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile
+	mypy
+	snakemake --dry-run --quiet all
+	mkdocs build --config-file site/mkdocs.yml --strict --site-dir $(CURDIR)/data/check-site
+
+serve: install  ## the site at http://127.0.0.1:8000, rebuilt when a page changes
+	mkdocs serve --config-file site/mkdocs.yml --dev-addr 127.0.0.1:8000
+
+laws: install  ## every kernel law on at least 10,000 examples
+	HYPOTHESIS_PROFILE=laws python -m pytest -q tests/test_kernels_*.py
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noscratch needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,dev]'
+	@touch $@

@@ -1,0 +1,445 @@
+"""Pathfinder (Linsley et al. 2018) with the parameters of Long Range Arena: 32, 64, 128 (Path-X) and 256 pixels.
+
+Two snakes of dashes ("paddles") are grown together, shorter distractor snakes are added, and two discs mark snake ends: the two
+ends of one snake (label 1) or ends of both (label 0). The algorithm is that of github.com/drewlinsley/pathfinder, commit ab9c130,
+with everything in it that shapes the images: coordinates rounded up, the squared-cosine law of turning, occupancy that lags one
+paddle behind, both snakes thrown away when one gets stuck, and the brightness stretch of each image.
+
+What makes it fast: a seed points in one of 360 directions and any later paddle ends at one of the few pixels round its anchor,
+so every direction, move, turn weight and antialiased stamp comes from a finite table, and growing a snake touches only the pixels
+under its stamps. Occupancy is in 1/255, as the 8-bit stamps are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import atan2, ceil, cos, floor, pi, sin
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from PIL import Image, ImageDraw
+
+from noscratch.errors import NoscratchError
+from noscratch.generators import below, stream
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One resolution's parameters, in pixels: lra_benchmarks/data/pathfinder.py and the defaults of snakes2_wrapper.py."""
+
+    padding: int  # blocked border
+    seed_distance: int  # between the first ends of the two snakes
+    marker_radius: float
+    length: int  # of a paddle
+    thickness: float  # of a paddle
+    margins: tuple[int, ...]  # free space round a paddle, drawn per image
+    continuity: float  # the greater, the straighter
+    target_contrast: float
+    distractor_contrast: float
+    distractors: int  # distractor snakes
+
+
+PARAMETERS = {
+    32: Parameters(1, 7, 1.5, 2, 0.5, (1,), 1.0, 1.5, 2.0, 5),
+    64: Parameters(1, 12, 2.5, 5, 1.0, (1,), 1.8, 0.8, 0.8, 5),
+    128: Parameters(1, 20, 3.0, 5, 1.5, (2, 3), 1.8, 0.9, 0.9, 8),
+    256: Parameters(22, 27, 5.0, 5, 2.0, (3,), 1.8, 1.0, 1.0, 7),
+}
+CONTOUR_LENGTH = 14  # paddles of a target snake: the "hard" set
+DISTRACTOR_LENGTH = CONTOUR_LENGTH // 3
+ANTIALIAS = 2
+SNAKE_TRIALS = 5  # attempts at a distractor snake
+PADDLE_TRIALS = 3  # attempts at a seed, and at a paddle
+
+FREE = 76  # occupancy up to 0.3 is free ground for a seed
+OVERLAP = 459  # a paddle is refused where the occupancies sum to 1.8
+_UNIT = 2**20  # turn weights are integers in 2^-20
+_DEAD_END = ceil(1e-4 * 255 * _UNIT)  # a snake is stuck below this sum of weight x free ground
+_STREAM = int.from_bytes(b"pathfndr")  # apart from the other generator under the same seed
+
+
+class Batch(NamedTuple):
+    """Examples start..stop of one seed.
+
+    images (n, size, size) uint8; labels (n,) int64: 1 where the marks are the ends of one snake; margins (n,) int64;
+    paddles (n, 2, CONTOUR_LENGTH, 4) int16: both target snakes, each paddle's first and last point (y, x, y, x), in order;
+    markers (n, 2, 2) int16: the marked points (y, x).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    margins: np.ndarray
+    paddles: np.ndarray
+    markers: np.ndarray
+
+
+def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int | None = None) -> Batch:
+    """Examples start..stop at `size` pixels with `distractors` distractor snakes (None: the resolution's number)."""
+    if size not in PARAMETERS:
+        raise NoscratchError(f"Pathfinder has the resolutions {', '.join(map(str, PARAMETERS))}; got {size}. Choose one of them.")
+    parameters = PARAMETERS[size]
+    if distractors is None:
+        distractors = parameters.distractors
+    elif distractors < 0:
+        raise NoscratchError(f"the number of distractor snakes is 0 or more; got {distractors}")
+    count = stop - start
+    batch = Batch(
+        np.empty((count, size, size), np.uint8),
+        np.empty(count, np.int64),
+        np.empty(count, np.int64),
+        np.empty((count, 2, CONTOUR_LENGTH, 4), np.int16),
+        np.empty((count, 2, 2), np.int16),
+    )
+    _fill(
+        np.uint64(seed ^ _STREAM),
+        start,
+        tuple(_tables(size, margin) for margin in parameters.margins),
+        np.array(parameters.margins),
+        _border(size, parameters.padding),
+        _marker_stamps(parameters.marker_radius),
+        np.array([parameters.target_contrast, parameters.distractor_contrast]),
+        distractors,
+        *batch,
+    )
+    return batch
+
+
+# ---------------------------------------------------------------- tables
+
+
+class Tables(NamedTuple):
+    """All that depends on the resolution and the margin alone. D directions: 360 whole degrees from -180, then the C directions
+    from an anchor to the pixels on the circle round it. Moves and offsets are (y, x)."""
+
+    lines: np.ndarray  # (D, S, S) uint8: a paddle drawn from the middle of its stamp; backwards for circle directions
+    areas: np.ndarray  # (D, S, S) uint8: the ground that it occupies
+    ends: np.ndarray  # (D, 2): from the middle of a paddle's stamp to its other end
+    pivots: np.ndarray  # (360, 2): from a seed's tail to its pivot
+    moves: np.ndarray  # (D, 2): from one anchor to the next
+    circle: np.ndarray  # (C, 2): from an anchor to its candidate heads
+    turns: np.ndarray  # (D, C): weight of a turn, in 2^-20
+    ring: np.ndarray  # (360, 2) float64: from the first snake's tail to the second's, not rounded
+    feet: np.ndarray  # (360, K, 2): ground that must be free for a seed, relative to its tail; the last one repeated
+    room: np.ndarray  # (360, 4): first and last row, first and last column of tails that the first snake may start from
+    disc: np.ndarray  # (M, 2): offsets up to `margin` away
+
+
+@lru_cache
+def _tables(size: int, margin: int) -> Tables:
+    p = PARAMETERS[size]
+    reach = p.length + margin
+    degrees = [degree * pi / 180 for degree in range(-180, 180)]
+    steps = [(floor(reach * sin(arc / reach)), floor(reach * cos(arc / reach))) for arc in range(ceil(2 * pi * reach))]
+    circle = np.array(sorted(set(steps)))
+    angles = [atan2(y, x) for y, x in circle]
+    turns = np.zeros((360 + len(circle), len(circle)), np.int64)
+    for d, last in enumerate(degrees + angles):
+        for c, angle in enumerate(angles):
+            turn = min(abs(angle - last), 2 * pi - abs(angle - last))
+            turns[d, c] = round(cos(min(turn * p.continuity, pi / 2)) ** 2 * _UNIT)
+    drawn = degrees + [angle + pi for angle in angles]
+    lines, areas = _paddle_stamps(p, margin, drawn)
+    # The ground under a seed: its fully occupied pixels, one to the lower right of where it is drawn, cut to a window.
+    middle = areas.shape[1] // 2
+    feet = [np.argwhere(area == 255) - middle + 1 for area in areas[:360]]
+    feet = [foot[np.abs(foot).max(1) <= reach] for foot in feet]
+    most = max(len(foot) for foot in feet)
+    frame = 2 * p.seed_distance
+    room = [np.stack([frame - foot.min(0), size - frame - 1 - foot.max(0)], 1).ravel() for foot in feet]
+    return Tables(
+        lines,
+        areas,
+        np.array([_move(p.length, angle) for angle in drawn]),
+        np.array([np.add(_move(p.length, angle), _move(-reach, angle)) for angle in degrees]),
+        np.array([_move(p.length + 2 * margin, angle) for angle in degrees + angles]),
+        circle,
+        turns,
+        np.array([(p.seed_distance * sin(angle), p.seed_distance * cos(angle)) for angle in degrees]).round(9),
+        np.stack([np.concatenate([foot, np.repeat(foot[-1:], most - len(foot), 0)]) for foot in feet]),
+        np.array(room),
+        np.array([(y, x) for y in range(-margin, margin + 1) for x in range(-margin, margin + 1) if y * y + x * x <= margin**2]),
+    )
+
+
+def _move(distance: float, angle: float) -> tuple[int, int]:
+    """A step rounded up to whole pixels; the 1e-9 keeps what is whole but for rounding noise."""
+    return ceil(distance * sin(angle) - 1e-9), ceil(distance * cos(angle) - 1e-9)
+
+
+def _paddle_stamps(p: Parameters, margin: int, angles: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Lines from the middle, drawn large and shrunk; and the same after dilation by a disc of the margin."""
+    half = p.length + ceil(p.thickness) + margin
+    centre = half * ANTIALIAS
+    large = np.zeros((len(angles), 2 * centre + 1, 2 * centre + 1), np.uint8)
+    for drawn, angle in zip(large, angles, strict=True):
+        image = Image.new("L", drawn.shape)
+        y, x = _move(p.length * ANTIALIAS, angle)
+        line = [(centre, centre), (centre + x, centre + y)]
+        ImageDraw.Draw(image).line(line, fill=255, width=round(p.thickness * ANTIALIAS))
+        drawn[:] = image
+    radius = margin * ANTIALIAS
+    wide = np.pad(large, ((0, 0), (radius, radius), (radius, radius)))
+    dilated = np.zeros_like(large)
+    for y in range(-radius, radius + 1):
+        for x in range(-radius, radius + 1):
+            if y * y + x * x <= radius**2:
+                shifted = wide[:, radius + y : radius + y + large.shape[1], radius + x : radius + x + large.shape[2]]
+                np.maximum(dilated, shifted, out=dilated)
+    return _shrink(large, 2 * half + 1), _shrink(dilated, 2 * half + 1)
+
+
+@lru_cache
+def _marker_stamps(radius: float) -> np.ndarray:
+    """Marker discs (2R + 1, 2R + 1, 2R + 1, 2R + 1) uint8 by the distance of their centre from the border.
+
+    Shrinking works differently at the border. Index R of an axis: the disc is away from both borders; below, the distance from
+    the first row (column); above, 2R minus the distance from the last.
+    """
+    reach = ceil(radius) + 3  # the disc, and how far Lanczos spreads it
+    size = 4 * reach + 1
+    places = [*range(reach), 2 * reach, *range(size - reach, size)]
+    grid = np.arange(size * ANTIALIAS)
+    stamps = np.zeros((len(places), len(places), 2 * reach + 1, 2 * reach + 1), np.uint8)
+    for i, y in enumerate(places):
+        for j, x in enumerate(places):
+            far = (grid[:, None] - y * ANTIALIAS) ** 2 + (grid - x * ANTIALIAS) ** 2
+            disc = _shrink(np.where(far <= (radius * ANTIALIAS) ** 2, np.uint8(255), np.uint8(0))[None], size)[0]
+            stamps[i, j] = np.pad(disc, reach)[y : y + 2 * reach + 1, x : x + 2 * reach + 1]
+    return stamps
+
+
+def _shrink(images: np.ndarray, size: int) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)) for image in images])
+
+
+def _border(size: int, padding: int) -> np.ndarray:
+    """The occupancy of an empty image."""
+    occupied = np.full((size, size), 255, np.uint8)
+    occupied[padding : size - padding, padding : size - padding] = 0
+    return occupied
+
+
+# ---------------------------------------------------------------- growing and drawing
+# A snake is an array with a row for each paddle: y, x of the middle of its stamp, its direction, y, x of its anchor (a seed's
+# pivot). The middle is the tail of a seed and the head of any later paddle.
+
+
+@njit(nogil=True)
+def _inside(y: int, x: int, size: int) -> bool:
+    return 0 <= y < size and 0 <= x < size
+
+
+@njit(nogil=True)
+def _window(y: int, x: int, half: int, size: int) -> tuple[int, int, int, int]:
+    """First and past-the-last row and column of the image under a stamp with its middle at (y, x)."""
+    return max(y - half, 0), min(y + half + 1, size), max(x - half, 0), min(x + half + 1, size)
+
+
+@njit(nogil=True)
+def _stamp(onto: np.ndarray, stamp: np.ndarray, y: int, x: int) -> None:
+    """Combine a stamp with its middle at (y, x) by the maximum."""
+    half = stamp.shape[0] // 2
+    top, bottom, left, right = _window(y, x, half, onto.shape[0])
+    for row in range(top, bottom):
+        for column in range(left, right):
+            onto[row, column] = max(onto[row, column], stamp[row - y + half, column - x + half])
+
+
+@njit(nogil=True)
+def _seed(t: Tables, y: int, x: int, degree: int, snake: np.ndarray, size: int) -> bool:
+    """Lay the first paddle with its tail at (y, x); False where its head or pivot leaves the image."""
+    pivot_y = y + t.pivots[degree, 0]
+    pivot_x = x + t.pivots[degree, 1]
+    snake[0] = (y, x, degree, pivot_y, pivot_x)
+    return _inside(y + t.ends[degree, 0], x + t.ends[degree, 1], size) and _inside(pivot_y, pivot_x, size)
+
+
+@njit(nogil=True)
+def _extend(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarray, n: int) -> bool:
+    """Lay paddle n of a snake; False when the snake is stuck."""
+    size = occupied.shape[0]
+    last = snake[n - 1, 2]
+    anchor_y = snake[n - 1, 3] + t.moves[last, 0]
+    anchor_x = snake[n - 1, 4] + t.moves[last, 1]
+    cumulative = np.zeros(len(t.circle), np.int64)
+    total = 0
+    for c in range(len(t.circle)):
+        y = anchor_y + t.circle[c, 0]
+        x = anchor_x + t.circle[c, 1]
+        if t.turns[last, c] > 0 and _inside(y, x, size):
+            near = 0
+            for m in range(len(t.disc)):
+                near_y = y + t.disc[m, 0]
+                near_x = x + t.disc[m, 1]
+                if _inside(near_y, near_x, size):
+                    near = max(near, np.int64(occupied[near_y, near_x]))
+            total += t.turns[last, c] * (255 - near)
+        cumulative[c] = total
+    if total < _DEAD_END:
+        return False
+    half = t.areas.shape[1] // 2
+    for _ in range(PADDLE_TRIALS):
+        c = np.searchsorted(cumulative, below(state, total), "right")
+        y = anchor_y + t.circle[c, 0]
+        x = anchor_x + t.circle[c, 1]
+        area = t.areas[360 + c]
+        top, bottom, left, right = _window(y, x, half, size)
+        overlap = 0
+        for row in range(top, bottom):
+            for column in range(left, right):
+                both = np.int64(occupied[row, column]) + np.int64(area[row - y + half, column - x + half])
+                overlap = max(overlap, both)
+        if overlap < OVERLAP:
+            snake[n] = (y, x, 360 + c, anchor_y, anchor_x)
+            # The lag: only now does the paddle before become an obstacle.
+            _stamp(occupied, t.areas[last], snake[n - 1, 0], snake[n - 1, 1])
+            return True
+    return False
+
+
+@njit(nogil=True)
+def _grow_targets(state: np.ndarray, t: Tables, occupied: np.ndarray, targets: np.ndarray) -> bool:
+    """Both target snakes, a paddle each in turn; False as soon as one is stuck."""
+    size = occupied.shape[0]
+    laid = 0
+    for _ in range(PADDLE_TRIALS):
+        degree = below(state, 360)
+        first_y, last_y, first_x, last_x = t.room[degree]
+        if last_y < first_y or last_x < first_x:
+            return False
+        y = first_y + below(state, last_y - first_y + 1)
+        x = first_x + below(state, last_x - first_x + 1)
+        if _seed(t, y, x, degree, targets[0], size):
+            laid = 1
+            break
+    if laid == 0:
+        return False
+    for _ in range(PADDLE_TRIALS):
+        degree = below(state, 360)
+        towards = below(state, 360)
+        y = np.int64(round(targets[0, 0, 0] + t.ring[towards, 0]))
+        x = np.int64(round(targets[0, 0, 1] + t.ring[towards, 1]))
+        if _seed(t, y, x, degree, targets[1], size):
+            laid = 2
+            break
+    if laid == 1:
+        return False
+    for n in range(1, targets.shape[1]):
+        for snake in targets:
+            if not _extend(state, t, occupied, snake, n):
+                return False
+    # Only the second snake's last paddle becomes an obstacle to the distractors.
+    y, x, direction = targets[1, -1, :3]
+    _stamp(occupied, t.areas[direction], y, x)
+    return True
+
+
+@njit(nogil=True)
+def _is_free(occupied: np.ndarray, feet: np.ndarray, y: int, x: int) -> bool:
+    for f in range(len(feet)):
+        foot_y = y + feet[f, 0]
+        foot_x = x + feet[f, 1]
+        if _inside(foot_y, foot_x, occupied.shape[0]) and occupied[foot_y, foot_x] > FREE:
+            return False
+    return True
+
+
+@njit(nogil=True)
+def _free_tail(state: np.ndarray, occupied: np.ndarray, feet: np.ndarray) -> int:
+    """A pixel (y x size + x) uniform over those that a seed may start from, or -1 where there is none.
+
+    Most images have many: the first free one of some uniform draws is as good as a list of all, which is made only after those.
+    """
+    size = occupied.shape[0]
+    for _ in range(size):
+        tail = below(state, size * size)
+        if _is_free(occupied, feet, tail // size, tail % size):
+            return tail
+    free = [tail for tail in range(size * size) if _is_free(occupied, feet, tail // size, tail % size)]
+    return free[below(state, len(free))] if free else -1
+
+
+@njit(nogil=True)
+def _grow_distractor(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarray) -> bool:
+    """One distractor snake; False when it is stuck, with the ground as it was."""
+    size = occupied.shape[0]
+    before = occupied.copy()
+    for _ in range(PADDLE_TRIALS):
+        degree = below(state, 360)
+        if 100 * (occupied <= FREE).sum() < size * size:
+            return False
+        tail = _free_tail(state, occupied, t.feet[degree])
+        if tail < 0:
+            return False
+        if _seed(t, tail // size, tail % size, degree, snake, size):
+            for n in range(1, len(snake)):
+                if not _extend(state, t, occupied, snake, n):
+                    occupied[:] = before
+                    return False
+            y, x, direction = snake[-1, :3]
+            _stamp(occupied, t.areas[direction], y, x)
+            return True
+    return False
+
+
+@njit(nogil=True)
+def _place(position: int, reach: int, size: int) -> int:
+    """Index into one axis of the marker stamps."""
+    return min(position, reach) + max(reach - (size - 1 - position), 0)
+
+
+@njit(nogil=True)
+def _fill(
+    seed: np.uint64,
+    start: int,
+    tables: tuple[Tables, ...],
+    margin_list: np.ndarray,
+    empty: np.ndarray,
+    discs: np.ndarray,
+    contrasts: np.ndarray,
+    distractors: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    margins: np.ndarray,
+    paddles: np.ndarray,
+    markers: np.ndarray,
+) -> None:
+    size = empty.shape[0]
+    targets = np.empty((2, CONTOUR_LENGTH, 5), np.int64)
+    snake = np.empty((DISTRACTOR_LENGTH, 5), np.int64)
+    reach = discs.shape[0] // 2
+    for i in range(len(images)):
+        state = stream(seed, np.uint64(start + i))
+        labels[i] = below(state, 2)
+        choice = below(state, len(tables))
+        t = tables[choice]
+        margins[i] = margin_list[choice]
+        occupied = empty.copy()
+        while not _grow_targets(state, t, occupied, targets):
+            occupied[:] = empty
+        layers = np.zeros((3, size, size), np.uint8)  # targets, distractors, markers
+        for target in targets:
+            for y, x, direction, _, _ in target:
+                _stamp(layers[0], t.lines[direction], y, x)
+        for _ in range(distractors):
+            for _ in range(SNAKE_TRIALS):
+                if _grow_distractor(state, t, occupied, snake):
+                    for y, x, direction, _, _ in snake:
+                        _stamp(layers[1], t.lines[direction], y, x)
+                    break
+        origin = below(state, 2)
+        terminal = origin if labels[i] == 1 else 1 - origin
+        markers[i, 0] = targets[origin, 0, :2]
+        markers[i, 1] = targets[terminal, -1, :2]
+        for y, x in markers[i]:
+            _stamp(layers[2], discs[_place(y, reach, size), _place(x, reach, size)], y, x)
+        bright = np.maximum(np.maximum(layers[0] / 255 * contrasts[0], layers[1] / 255 * contrasts[1]), layers[2] / 255)
+        images[i] = (bright * (255 / bright.max()) + 0.5).astype(np.uint8)
+        for k in range(2):
+            for n in range(CONTOUR_LENGTH):
+                y, x, direction = targets[k, n, :3]
+                far_y = y + t.ends[direction, 0]
+                far_x = x + t.ends[direction, 1]
+                paddles[i, k, n] = (y, x, far_y, far_x) if n == 0 else (far_y, far_x, y, x)

@@ -1,0 +1,53 @@
+"""Evidence: records become tables (collect), tables and claims become verdicts (judge), and both become pages.
+
+results.parquet    one row = cell x phase x split x metric         collect.SCHEMA
+metrics.json       the primary test metric of every cell           collect.collect
+curves.csv         every run's curves                              collect.collect
+verdicts.parquet   one row = claim x quantity x tier, + headlines  judge.SCHEMA
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Write a report under a temporary name and rename it, only if its bytes differ; return whether they did.
+
+    A report that did not change keeps its modification time, so that nothing after it looks out of date.
+    """
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as Parquet: with fixed options, and without pandas' metadata, the same rows are the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        sink,
+        version="2.6",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=True,
+        write_statistics=True,
+        row_group_size=1 << 20,
+        data_page_version="1.0",
+        store_schema=True,
+    )
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,310 @@
+"""Collect: the records of the present plan become the tables of results.
+
+`reports/results.parquet` has one row = cell x phase x split x metric, columns as in SCHEMA, sorted by KEY, in which no
+two rows agree. A run that is blocked, failed or diverged has one row: split "test", its primary metric if its record
+names it and "" otherwise, value null. Its columns:
+
+    tier, task, backbone, protocol, seed     the cell
+    phase                                    "pretrain" | "finetune"
+    split                                    "train" (pretrain) | "validation" | "test" (finetune)
+    metric, primary, value                   its name; is it the task's primary one; its value (accuracy 0.5 = 50 %)
+    examples                                 examples in the split; null where the run did not finish
+    degenerate                               all predictions of the split are one value; null without predictions
+    state, reason                            "done" | "failed" | "blocked" | "diverged"; why, "" where done
+    address, pretrain_address                of the run; of the run whose weights it starts from, "" where none
+    selected_step                            the step that the selection rule chose
+    parameters, steps, tokens_real, tokens_computed, flops      counts of the run
+    kernels                                  JSON: kernel -> the backend that ran
+    code                                     "current": the record belongs to the present plan
+
+Nothing is taken on trust: predictions and curves must have the digests that the record states, every metric but the
+loss is computed again from the predictions, and two seeds of a cell may not be one run under two names.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from noscratch import metrics
+from noscratch.errors import NoscratchError
+from noscratch.results import parquet_bytes, write_if_changed
+
+CELL = ("tier", "task", "backbone", "protocol", "seed")
+KEY = (*CELL, "phase", "split", "metric")
+SCHEMA = pa.schema(
+    [
+        pa.field("tier", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("backbone", pa.string(), nullable=False),
+        pa.field("protocol", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("phase", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("primary", pa.bool_(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("examples", pa.int64()),
+        pa.field("degenerate", pa.bool_()),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("pretrain_address", pa.string(), nullable=False),
+        pa.field("selected_step", pa.int64()),
+        pa.field("parameters", pa.int64()),
+        pa.field("steps", pa.int64()),
+        pa.field("tokens_real", pa.int64()),
+        pa.field("tokens_computed", pa.int64()),
+        pa.field("flops", pa.float64()),
+        pa.field("kernels", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+    ]
+)
+COUNTS = ("parameters", "steps", "tokens_real", "tokens_computed", "flops")
+METRICS = (
+    "accuracy",
+    "f1",
+    "matthews",
+    "pearson",
+    "spearman",
+)  # functions of (target, prediction) in noscratch.metrics
+CURVES = ("step", "split", "metric", "value")
+TOLERANCE = 1e-9  # between a stored metric and the one computed again: both are float64 of the same predictions
+
+Row = dict[str, Any]
+
+
+class RecordError(NoscratchError):
+    """A record that breaks the contract or contradicts what lies beside it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder of a run: its record, and its place in the grid as "tier/task/backbone/protocol/seed<k>/phase"."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def cell(self) -> tuple[str, str, str, str, int]:
+        cell = self.record["cell"]
+        return cell["tier"], cell["task"], cell["backbone"], cell["protocol"], cell["seed"]
+
+    @property
+    def phase(self) -> str:
+        return self.record["kind"]
+
+    @property
+    def done(self) -> bool:
+        return self.record["state"] == "done"
+
+    @property
+    def name(self) -> str:
+        *names, seed = self.cell
+        return "/".join([*names, f"seed{seed}", self.phase])
+
+    def file(self, name: str) -> bytes:
+        """The bytes of an artifact, refused unless the record states their digest."""
+        stated = self.record["artifacts"].get(name)
+        path = self.folder / name
+        if stated is None or not path.is_file():
+            raise RecordError(f"{self.folder}: a finished run has {name} and its digest; one of them is missing.")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != stated["sha256"]:
+            raise RecordError(f"{path}: its digest differs from the one in record.json, so one of them was changed.")
+        return content
+
+
+def collect(runs: Sequence[Path], reports: Path) -> None:
+    """Read the record of every folder in `runs` and write results.parquet, metrics.json and curves.csv into `reports`.
+
+    Raises RecordError, naming the folder, for a record that breaks the contract, a metric that differs from the one
+    computed from the predictions by more than 1e-9, a changed artifact, a cell given twice, or seeds that are not
+    distinct.
+    """
+    read = sorted((_read(folder) for folder in runs), key=lambda run: (run.cell, run.phase))
+    _check_distinct(read)
+    rows = [row for run in read for row in _rows(run)]
+    rows.sort(key=lambda row: tuple(row[name] for name in KEY))
+    write_if_changed(reports / "results.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)))
+    metrics_json = json.dumps(_summary(rows), indent=2, sort_keys=True) + "\n"
+    write_if_changed(reports / "metrics.json", metrics_json.encode())
+    write_if_changed(reports / "curves.csv", _curves(read).encode())
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of results.parquet, its schema and primary key checked."""
+    if not path.is_file():
+        raise RecordError(f"{path}: there are no results yet. Run `noscratch collect` first.")
+    table = pq.read_table(path)
+    if not table.schema.equals(SCHEMA):
+        raise RecordError(f"{path}: its columns are not those of this version. Run `noscratch collect` again.")
+    if table.group_by(list(KEY)).aggregate([]).num_rows != table.num_rows:
+        raise RecordError(f"{path}: two rows have one primary key {KEY}. Run `noscratch collect` again.")
+    return table.to_pylist()
+
+
+def _read(folder: Path) -> Run:
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        run = Run(folder, record)
+        valid = (
+            record["schema"] == 1
+            and record["kind"] in ("pretrain", "finetune")
+            and record["state"] in ("done", "failed", "blocked", "diverged")
+            and isinstance(run.cell[-1], int)
+            and isinstance(record["artifacts"], dict)
+            and isinstance(record["needs"], dict)
+            and record["settings"].get("seed", run.cell[-1]) == run.cell[-1]
+        )
+    except FileNotFoundError:
+        raise RecordError(f"{folder}: no record.json. Build the run first, or leave it out.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{folder / 'record.json'}: not a record of a run ({error!r}).") from error
+    if not valid:
+        raise RecordError(
+            f"{folder / 'record.json'}: not a record of a pretraining or fine-tuning run of this version."
+        )
+    return run
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    record = run.record
+    result = record["result"] or {}
+    base: Row = dict(zip(CELL, run.cell, strict=True)) | {
+        "phase": run.phase,
+        "state": record["state"],
+        "reason": record["reason"] or "",
+        "address": record["address"],
+        "pretrain_address": record["needs"].get("pretrained", ""),
+        "selected_step": None,
+        "kernels": json.dumps(result.get("kernels", {}), sort_keys=True),
+        "code": "current",
+    }
+    base |= {name: result.get("counts", {}).get(name) for name in COUNTS}
+    if not run.done:
+        primary = result.get("primary", "")
+        unknown = dict.fromkeys(("value", "examples", "degenerate"))
+        yield base | {"split": "test", "metric": primary, "primary": primary != ""} | unknown
+        return
+    try:
+        base["selected_step"] = result["selection"]["step"]
+        predictions = _predictions(run) if run.phase == "finetune" else {}
+        for split, values in result["metrics"].items():
+            examples = result["examples"][split]
+            target, prediction = predictions.get(split, (None, None))
+            if run.phase == "finetune":
+                _check_metrics(run, split, values, examples, target, prediction)
+            degenerate = None if prediction is None else bool(np.ptp(prediction) == 0)
+            for metric, value in values.items():
+                yield base | {
+                    "split": split,
+                    "metric": metric,
+                    "primary": metric == result["primary"],
+                    "value": float(value),
+                    "examples": examples,
+                    "degenerate": degenerate,
+                }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{run.folder / 'record.json'}: the result of a finished run lacks {error}.") from error
+
+
+def _predictions(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split -> (target, prediction), each float64 of shape (examples of the split,)."""
+    table = pq.read_table(io.BytesIO(run.file("predictions.parquet")), columns=["id", "split", "target", "prediction"])
+    splits = {}
+    for split in pc.unique(table["split"]).to_pylist():
+        part = table.filter(pc.equal(table["split"], split))
+        if len(pc.unique(part["id"])) != len(part):
+            raise RecordError(f"{run.folder}: predictions.parquet scores one example of {split} more than once.")
+        splits[split] = part["target"].to_numpy(), part["prediction"].to_numpy()
+    return splits
+
+
+def _check_metrics(
+    run: Run,
+    split: str,
+    values: dict[str, float],
+    examples: int,
+    target: np.ndarray | None,
+    prediction: np.ndarray | None,
+) -> None:
+    if target is None or prediction is None or len(target) != examples:
+        found = 0 if target is None else len(target)
+        raise RecordError(
+            f"{run.folder}: the record scores {examples} examples of {split}; predictions.parquet has {found}."
+        )
+    for metric, stored in values.items():
+        if metric == "loss":
+            continue
+        if metric not in METRICS:
+            raise RecordError(f"{run.folder}: unknown metric {metric!r}; noscratch.metrics has {', '.join(METRICS)}.")
+        again = float(getattr(metrics, metric)(target, prediction))
+        if not math.isclose(stored, again, rel_tol=0.0, abs_tol=TOLERANCE):
+            raise RecordError(
+                f"{run.folder}: the record says {metric} = {stored!r} on {split}, its predictions say {again!r}. "
+                "Delete the run and make it again."
+            )
+
+
+def _check_distinct(runs: Sequence[Run]) -> None:
+    """Every cell and phase once; and no two seeds of a cell with the same loss curve to the last digit."""
+    names: dict[str, Run] = {}
+    curves: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        if run.name in names:
+            raise RecordError(f"{run.folder} and {names[run.name].folder} are both {run.name}; keep one of them.")
+        names[run.name] = run
+        if not run.done:
+            continue
+        digest = hashlib.sha256(run.file("curves.csv")).hexdigest()
+        other = curves.setdefault((*run.cell[:-1], run.phase, digest), run)
+        if other is not run:
+            raise RecordError(
+                f"{run.folder} and {other.folder} have the same curves, so their seeds are not distinct. "
+                "Delete the copy and run its own seed."
+            )
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """tier -> task -> backbone -> protocol -> {metric: mean over seeds, "n": seeds, "seeds": {seed: value}}."""
+    values: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row["state"] == "done" and row["phase"] == "finetune" and row["split"] == "test" and row["primary"]:
+            values[(*(row[name] for name in CELL[:-1]), row["metric"])][str(row["seed"])] = row["value"]
+    summary: dict[str, Any] = {}
+    for (*names, metric), seeds in values.items():
+        level = summary
+        for name in names:
+            level = level.setdefault(name, {})
+        level |= {metric: fmean(seeds.values()), "n": len(seeds), "seeds": seeds}
+    return summary
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    """The curves of all finished runs under one header: run, step, split, metric, value (text as the run wrote it)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("run", *CURVES))
+    for run in runs:
+        if not run.done:
+            continue
+        lines = list(csv.reader(io.StringIO(run.file("curves.csv").decode())))
+        if not lines or tuple(lines[0]) != CURVES:
+            raise RecordError(f"{run.folder}: curves.csv must have the columns {', '.join(CURVES)}.")
+        writer.writerows([run.name, *line] for line in lines[1:])
+    return out.getvalue()

@@ -1,0 +1,159 @@
+"""Small charts as inline SVG: readable in light, dark and print (colours are CSS variables), each with a title and a description.
+
+Series differ by dash and marker as well as by colour. Coordinates are rounded to a tenth, so equal data give equal bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from noscratch.results.pages.markup import Html, join, metric_value, number, slug, tag, text
+
+Points = Sequence[tuple[float, float]]
+# A curve longer than this is thinned to it for the eye; the download has every point.
+MOST_POINTS = 200
+
+
+def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> Html:
+    """Curves over a common x. Points that are not finite break the line."""
+    width, height, left, right, top, bottom = 440.0, 250.0, 52.0, 16.0, 16.0, 40.0
+    finite = [(x, y) for points in series.values() for x, y in points if math.isfinite(y)]
+    if not finite:
+        return tag("p", f"{title}: no finite value to draw.", class_="ns-empty")
+    x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), 5)
+    y_ticks = ticks(min(y for _, y in finite), max(y for _, y in finite), 4)
+    x_low, x_high = x_ticks[0], x_ticks[-1]
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def across(x: float) -> float:
+        return round(left + (x - x_low) / (x_high - x_low) * (width - left - right), 1)
+
+    def down(y: float) -> float:
+        return round(height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom), 1)
+
+    parts: list[Html] = []
+    for y in y_ticks:
+        parts.append(_line(left, down(y), width - right, down(y), "ns-grid"))
+        parts.append(_label(left - 7, down(y) + 4, number(y), "end"))
+    for x in x_ticks:
+        parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
+    parts.append(_line(left, height - bottom, width - right, height - bottom, "ns-axis"))
+    parts.append(_label((left + width - right) / 2, height - 6, x_label, "middle", "ns-axis-label"))
+    for index, (_, points) in enumerate(series.items()):
+        shown = thin(points, MOST_POINTS)
+        style = f"ns-series ns-series--{index % 4}"
+        for piece in _pieces(shown):
+            path = "M" + "L".join(f"{across(x)} {down(y)}" for x, y in piece)
+            parts.append(tag("path", d=path, class_=style))
+        if len(shown) <= 30:
+            parts.extend(_marker(index, across(x), down(y)) for x, y in shown if math.isfinite(y))
+    last = {name: [f"{metric_value(y, y_label)} at {x_label} {number(x)}" for x, y in points][-1:] for name, points in series.items()}
+    description = "; ".join(f"{name} ends at {end[0]}" for name, end in last.items() if end)
+    return _figure(title, description, width, height, parts, list(series))
+
+
+def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, float | None, float | None, int]]) -> Html:
+    """One line per row: (label, mean, low, high, n). Without an interval (one seed) the mean is drawn hollow."""
+    if not rows:
+        return Html("")
+    row_height, top, bottom, left, right, width = 26.0, 10.0, 30.0, 196.0, 22.0, 620.0
+    height = top + bottom + row_height * len(rows)
+    edges = [edge for _, mean, low, high, _ in rows for edge in (mean, low, high) if edge is not None]
+    x_ticks = ticks(min(edges), max(edges), 5)
+    x_low, x_high = x_ticks[0], x_ticks[-1]
+
+    def across(x: float) -> float:
+        return round(left + (x - x_low) / (x_high - x_low) * (width - left - right), 1)
+
+    parts = []
+    for x in x_ticks:
+        parts.append(_line(across(x), top, across(x), height - bottom, "ns-grid"))
+        parts.append(_label(across(x), height - bottom + 17, metric_value(x, metric), "middle"))
+    for index, (label, mean, low, high, n) in enumerate(rows):
+        y = top + row_height * (index + 0.5)
+        parts.append(_label(left - 12, y + 4, label, "end", "ns-row-label"))
+        if low is not None and high is not None:
+            parts.append(_line(across(low), y, across(high), y, "ns-interval"))
+            for edge in (low, high):
+                parts.append(_line(across(edge), y - 4, across(edge), y + 4, "ns-interval"))
+        spread = "no interval" if low is None or high is None else f"95 % [{metric_value(low, metric)}, {metric_value(high, metric)}]"
+        dot = tag("title", f"{label}: {metric_value(mean, metric)}, {spread}, n = {n}")
+        parts.append(tag("circle", dot, cx=across(mean), cy=y, r=4.5, class_="ns-dot" if low is not None else "ns-dot ns-dot--hollow"))
+    description = f"{len(rows)} rows of {metric} with 95 % intervals over seeds; hollow dots have one seed and no interval"
+    return _figure(title, description, width, height, parts, [])
+
+
+def share_bar(title: str, counts: Mapping[str, int]) -> Html:
+    """How a whole divides: one bar; every part has its colour, its hatching and its word with the count."""
+    total = sum(counts.values())
+    if not total:
+        return Html("")
+    parts = [
+        tag("span", tag("span", f"{count}", class_="ns-share__count"), class_=f"ns-share__part ns-share__part--{slug(name)}", style=f"flex-grow:{count}", title=f"{name}: {count} of {total}")
+        for name, count in counts.items()
+        if count
+    ]
+    words = [tag("span", f"{name} ", tag("b", count), class_=f"ns-chip ns-chip--{slug(name)}") for name, count in counts.items() if count]
+    bar = tag("div", *parts, class_="ns-share", role="img", aria_label=f"{title}: " + ", ".join(f"{c} {n}" for n, c in counts.items() if c))
+    return tag("figure", bar, tag("figcaption", join(words, " ")), class_="ns-shares")
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers that enclose [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    if low == high:
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def thin(points: Points, most: int) -> list[tuple[float, float]]:
+    """At most `most` of the points, evenly, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(k * (len(points) - 1) / (most - 1))] for k in range(most)]
+
+
+def _pieces(points: Points) -> list[list[tuple[float, float]]]:
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in points:
+        if math.isfinite(y):
+            pieces[-1].append((x, y))
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def _figure(title: str, description: str, width: float, height: float, parts: Sequence[Html], names: Sequence[str]) -> Html:
+    mark = "c" + sha256(f"{title}{description}".encode()).hexdigest()[:8]
+    head = join([tag("title", title, id=f"{mark}t"), tag("desc", description, id=f"{mark}d")])
+    picture = tag("svg", head, *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_labelledby=f"{mark}t {mark}d", class_="ns-svg")
+    keys = [tag("span", _key(index), " ", name, class_="ns-key") for index, name in enumerate(names)]
+    caption = tag("figcaption", tag("span", title, class_="ns-figure-title"), *keys)
+    return tag("figure", caption, picture, class_="ns-figure")
+
+
+def _key(index: int) -> Html:
+    line = tag("path", d="M1 6L27 6", class_=f"ns-series ns-series--{index % 4}")
+    return tag("svg", line, _marker(index, 14, 6), viewBox="0 0 28 12", class_="ns-key-line", aria_hidden="true")
+
+
+def _marker(index: int, x: float, y: float) -> Html:
+    style = f"ns-marker ns-marker--{index % 4}"
+    if index % 4 == 0:
+        return tag("circle", cx=x, cy=y, r=2.6, class_=style)
+    if index % 4 == 1:
+        return tag("rect", x=round(x - 2.6, 1), y=round(y - 2.6, 1), width=5.2, height=5.2, class_=style)
+    return tag("path", d=f"M{x} {round(y - 3.4, 1)}L{round(x + 3.2, 1)} {round(y + 2.6, 1)}L{round(x - 3.2, 1)} {round(y + 2.6, 1)}Z", class_=style)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Html:
+    return tag("line", x1=round(x1, 1), y1=round(y1, 1), x2=round(x2, 1), y2=round(y2, 1), class_=style)
+
+
+def _label(x: float, y: float, words: str, anchor: str, style: str = "ns-tick") -> Html:
+    return tag("text", text(words), x=round(x, 1), y=round(y, 1), text_anchor=anchor, class_=style)

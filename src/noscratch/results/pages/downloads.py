@@ -1,0 +1,89 @@
+"""The downloads: the tables behind the site as Parquet, CSV and JSON, with a data dictionary."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noscratch.results import collect, judge
+from noscratch.results.pages.evidence import Evidence, PublishError
+from noscratch.results.pages.markup import Column, Page, code, command, link, number, size, table
+
+TABLES = {"results": collect, "verdicts": judge}
+
+
+def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
+    """(path below the generated folder, bytes) of every download."""
+    reports = evidence.root / "reports"
+    for name in TABLES:
+        content = (reports / f"{name}.parquet").read_bytes()
+        yield f"downloads/{name}.parquet", content
+        rows = pq.read_table(io.BytesIO(content))
+        yield f"downloads/{name}.csv", _csv(rows)
+        yield f"downloads/{name}.json", _json(rows)
+    yield "downloads/curves.csv", (reports / "curves.csv").read_bytes()
+    yield "downloads/metrics.json", (reports / "metrics.json").read_bytes()
+
+
+def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
+    page = Page("downloads.html", "Downloads", "Results and verdicts as Parquet, CSV and JSON, with a data dictionary.")
+    page.say("Everything that the pages show comes from these files. They hold every run of the plan, the failed ones too.")
+    rows = [
+        (link(path, code(path.partition("/")[2])), ABOUT[path.partition("/")[2].partition(".")[0]], size(len(content)))
+        for path, content in written.items()
+    ]
+    page.add(table(["File", "What it holds", Column("Size", sort="number")], rows, "Files"))
+    page.heading("Read them", 3)
+    page.add(command('import pandas as pd\nresults = pd.read_parquet("results.parquet")\nresults.query("primary and split == \'test\'")'))
+    for name, module in TABLES.items():
+        page.heading(f"Columns of {name}")
+        schema = pq.read_schema(evidence.root / "reports" / f"{name}.parquet")
+        meaning = dictionary(module.__doc__ or "")
+        if lost := [column for column in schema.names if column not in meaning]:
+            raise PublishError(f"every column of {name} is described in the docstring of {module.__name__}; it lacks {', '.join(lost)}")
+        described = [(code(field.name), code(field.type), "may be null" if field.nullable else "", meaning[field.name]) for field in schema]
+        page.add(table(["Column", "Type", "", "Meaning"], described, f"{number(len(schema))} columns"))
+    yield page
+
+
+ABOUT = {
+    "results": "one row = cell x phase x split x metric",
+    "verdicts": "one row = claim x quantity x tier, and the headline of each claim",
+    "curves": "every point of every curve: run, step, split, metric, value",
+    "metrics": "the primary test metric of every cell, nested by tier, task, backbone and protocol",
+}
+
+
+def dictionary(docstring: str) -> dict[str, str]:
+    """Column names and meanings from the indented two-column list of a docstring; a name list shares one meaning."""
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in docstring.splitlines():
+        if entry := re.match(r"^    ([a-z_]+(?:, [a-z_]+)*)\s{2,}(\S.*)$", line):
+            names = entry[1].split(", ")
+            meanings.update(dict.fromkeys(names, entry[2]))
+        elif names and (more := re.match(r"^\s{20,}(\S.*)$", line)):
+            meanings.update({name: f"{meanings[name]} {more[1]}" for name in names})
+        else:
+            names = []
+    return meanings
+
+
+def _csv(rows: pa.Table) -> bytes:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(rows.column_names)
+    writer.writerows(["" if value is None else value for value in row.values()] for row in rows.to_pylist())
+    return out.getvalue().encode()
+
+
+def _json(rows: pa.Table) -> bytes:
+    """{"columns": [...], "rows": [[...], ...]}: a third of the size of a list of objects."""
+    lines = ",\n".join(json.dumps(list(row.values()), ensure_ascii=False) for row in rows.to_pylist())
+    return f'{{"columns": {json.dumps(rows.column_names)},\n"rows": [\n{lines}\n]}}\n'.encode()

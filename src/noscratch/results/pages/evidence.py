@@ -1,0 +1,214 @@
+"""What the pages show, read once: reports, records and claims.
+
+Pages take every number from here. A number of results.parquet that its record does not hold, or that has no record, is an
+error: nothing is published that cannot be followed to bytes on disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from noscratch.errors import NoscratchError
+from noscratch.results import statistics
+from noscratch.results.pages.markup import slug
+
+PHASES = ("pretrain", "finetune")
+# From worst to best: a run is as good as its worst phase.
+STATES = ("failed", "diverged", "blocked", "done")
+
+Group = tuple[str, str, str, str]
+Curve = Sequence[tuple[int, str, str, float]]
+
+
+class PublishError(NoscratchError):
+    """Reports, records and claims that do not fit together."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run of the grid: what it is named by everywhere."""
+
+    tier: str
+    task: str
+    backbone: str
+    protocol: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.tier} {self.task} {self.backbone} {self.protocol} seed {self.seed}"
+
+    @property
+    def page(self) -> str:
+        return "runs/" + slug(self.name.replace(" ", "-")) + ".html"
+
+    @property
+    def group(self) -> Group:
+        return (self.tier, self.task, self.backbone, self.protocol)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell's records by phase, the sha256 of each record, and the curves: (step, split, metric, value) in file order."""
+
+    cell: Cell
+    folder: str
+    records: Mapping[str, Mapping[str, Any]]
+    digests: Mapping[str, str]
+    curves: Mapping[str, Curve]
+
+    @property
+    def state(self) -> str:
+        return min((str(record["state"]) for record in self.records.values()), key=STATES.index)
+
+    @property
+    def reason(self) -> str:
+        """Why it is not done: the first reason among the phases in that state."""
+        return next((str(r["reason"]) for r in self.records.values() if r["state"] == self.state and r["reason"]), "")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over `n` seeds and its 95 % t interval; one seed has none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run scored on test: the row of results.parquet behind a number."""
+
+    cell: Cell
+    metric: str
+    value: float
+    examples: int
+    address: str
+
+
+class Evidence:
+    """Everything under `root` that the site shows."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.results = _rows(root / "reports" / "results.parquet")
+        self.runs = {run.cell: run for run in map(self._run, self._run_folders())}
+        self.tasks = _records(root / "data" / "prepared")
+        self.sources = _records(root / "data" / "raw")
+        self._check_results()
+
+    def _run_folders(self) -> list[Path]:
+        records = (self.root / "data" / "runs").glob("*/*/*/*/seed*/*/record.json")
+        return sorted({path.parent.parent for path in records})
+
+    def _run(self, folder: Path) -> Run:
+        records, digests, curves = {}, {}, {}
+        for phase in PHASES:
+            path = folder / phase / "record.json"
+            if path.exists():
+                content = path.read_bytes()
+                records[phase] = json.loads(content)
+                digests[phase] = sha256(content).hexdigest()
+                curves[phase] = _curve(folder / phase / "curves.csv") if records[phase]["state"] == "done" else []
+        return Run(Cell(**next(iter(records.values()))["cell"]), folder.relative_to(self.root).as_posix(), records, digests, curves)
+
+    def _check_results(self) -> None:
+        """Every number of the present plan is in the record that its row names, to the last digit."""
+        for row in self.results:
+            if row["code"] != "current" or row["value"] is None:
+                continue
+            cell = cell_of(row)
+            run = self.runs.get(cell)
+            record = run.records.get(row["phase"]) if run else None
+            if record is None:
+                raise PublishError(
+                    f"every published number has a record, but {cell.name} ({row['phase']}) has none under data/runs: "
+                    "run `dvc repro`, or `noscratch sync` after `dvc pull`"
+                )
+            held = (record["result"] or {}).get("metrics", {}).get(row["split"], {}).get(row["metric"])
+            if record["address"] != row["address"] or held != row["value"]:
+                raise PublishError(
+                    f"results.parquet and the record of {cell.name} ({row['phase']}) differ: {row['split']} {row['metric']} is "
+                    f"{row['value']} at {row['address']} in the one, {held} at {record['address']} in the other: run `dvc repro collect`"
+                )
+
+    @cached_property
+    def scores(self) -> dict[Group, list[Score]]:
+        """Primary test scores of finished runs, one per seed, by (tier, task, backbone, protocol)."""
+        found: dict[Group, list[Score]] = defaultdict(list)
+        for row in self.results:
+            if row["primary"] and row["split"] == "test" and row["phase"] == "finetune" and row["value"] is not None:
+                cell = cell_of(row)
+                found[cell.group].append(Score(cell, row["metric"], row["value"], row["examples"], row["address"]))
+        return {group: sorted(scores, key=lambda s: s.cell) for group, scores in sorted(found.items())}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Every (tier, task, backbone, protocol) that was planned or published, finished or not."""
+        return sorted({cell.group for cell in self.runs} | {cell_of(row).group for row in self.results})
+
+    def runs_of(self, group: Group) -> list[Run]:
+        return [run for cell, run in sorted(self.runs.items()) if cell.group == group]
+
+    @cached_property
+    def backbones(self) -> list[str]:
+        return sorted({group[2] for group in self.groups})
+
+    @cached_property
+    def tiers(self) -> list[str]:
+        return sorted({group[0] for group in self.groups}, key=lambda t: ("smoke", "mini", "paper").index(t))
+
+
+def summarize(scores: Sequence[Score]) -> Summary:
+    """The mean over seeds."""
+    values = [score.value for score in scores]
+    if len(values) == 1:
+        return Summary(values[0], None, None, 1)
+    return _summary(statistics.mean(values))
+
+
+def gain(scores: Sequence[Score], over: Sequence[Score]) -> Summary | None:
+    """The mean difference over the seeds that both have; None where they share none."""
+    first, second = ({score.cell.seed: score.value for score in side} for side in (scores, over))
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        return None
+    if len(shared) == 1:
+        return Summary(first[shared[0]] - second[shared[0]], None, None, 1)
+    return _summary(statistics.paired([first[seed] for seed in shared], [second[seed] for seed in shared]))
+
+
+def _summary(estimate: statistics.Estimate) -> Summary:
+    return Summary(estimate.value, *statistics.interval(estimate), estimate.n)
+
+
+def cell_of(row: Mapping[str, Any]) -> Cell:
+    return Cell(row["tier"], row["task"], row["backbone"], row["protocol"], int(row["seed"]))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise PublishError(f"the site needs {path.parent.name}/{path.name}, which is not there: run `dvc repro collect judge`")
+    return list(pq.read_table(path).to_pylist())
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """record.json of every folder below `folder`, by the folder's name."""
+    return {path.parent.name: json.loads(path.read_bytes()) for path in sorted(folder.glob("*/record.json"))}
+
+
+def _curve(path: Path) -> Curve:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), row["split"], row["metric"], float(row["value"])) for row in csv.DictReader(file)]

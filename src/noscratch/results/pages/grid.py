@@ -1,0 +1,352 @@
+"""The pages that lay results out by task and by backbone, and the results page with everything."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noscratch import tasks
+from noscratch.results.pages import charts
+from noscratch.results.pages.evidence import Evidence, Group, Run, gain, summarize
+from noscratch.results.pages.markup import (
+    Cell,
+    Column,
+    Html,
+    Page,
+    backbone_page,
+    chip,
+    code,
+    facts,
+    join,
+    link,
+    metric_value,
+    note,
+    number,
+    paragraphs,
+    score,
+    short,
+    smoke_note,
+    table,
+    tag,
+    task_page,
+    tier_badge,
+)
+
+PACKAGE = Path(__file__).parents[2]
+# Fewer seeds than this and a cell is hatched: its interval says little.
+FEW_SEEDS = 3
+
+
+def pages(evidence: Evidence) -> Iterator[Page]:
+    yield results_page(evidence)
+    yield tasks_page(evidence)
+    for task in evidence.tasks:
+        yield task_detail(evidence, task)
+    yield backbones_page(evidence)
+    for backbone in evidence.backbones:
+        yield backbone_detail(evidence, backbone)
+
+
+def results_page(evidence: Evidence) -> Page:
+    page = Page("results.html", "Results", "Every result: mean, interval, seeds, tier, and the runs behind it.", wide=True)
+    page.say(
+        "Test scores of the checkpoint that validation selected. A cell shows the mean over seeds, its 95 % t interval and n; "
+        f"hatched cells have fewer than {FEW_SEEDS} seeds. Every number leads to its runs."
+    )
+    for tier in evidence.tiers:
+        page.heading(f"Tier {tier}")
+        if tier == "smoke":
+            page.add(smoke_note())
+        page.add(_matrix(evidence, tier))
+    page.heading("All groups")
+    page.add(group_table(evidence, evidence.groups, "../" * 0, "Every group of runs, finished or not", tools=True))
+    return page
+
+
+def _matrix(evidence: Evidence, tier: str) -> Html:
+    groups = {group for group in evidence.groups if group[0] == tier}
+    names = sorted({group[1] for group in groups})
+    lines = sorted({group[2:] for group in groups})
+    rows = []
+    for backbone, protocol in lines:
+        cells: list[object] = [join([link(backbone_page(backbone), backbone), tag("br"), tag("small", protocol)])]
+        for task in names:
+            group = (tier, task, backbone, protocol)
+            cells.append(_matrix_cell(evidence, group) if group in groups else Cell("", key=""))
+        rows.append(cells)
+    heads = [Column("Backbone, protocol"), *(Column(task, sort="number") for task in names)]
+    return table(heads, rows, f"Tier {tier}: test score by backbone and protocol (rows) and task (columns)")
+
+
+def _matrix_cell(evidence: Evidence, group: Group) -> Cell:
+    scores = evidence.scores.get(group)
+    if not scores:
+        states = sorted({run.state for run in evidence.runs_of(group)})
+        return Cell(join(map(chip, states), " "), key="", kind="ns-few")
+    s = summarize(scores)
+    label = tag("b", metric_value(s.mean, scores[0].metric))
+    spread = "one seed, no interval" if s.low is None or s.high is None else f"{metric_value(s.low, scores[0].metric)} to {metric_value(s.high, scores[0].metric)}"
+    about = tag("small", f"{spread}", tag("br"), f"n = {s.n} · {group[0]}")
+    first = evidence.runs.get(scores[0].cell)
+    head = link(first.cell.page, label, title=scores[0].metric) if first else label
+    return Cell(tag("span", head, tag("br"), about, class_="ns-stack"), key=s.mean, kind="ns-few" if s.n < FEW_SEEDS else None)
+
+
+def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: str, tools: bool = False) -> Html:
+    """One row per (tier, task, backbone, protocol): the score with all that belongs to it, and its runs."""
+    rows = []
+    for group in groups:
+        tier, task, backbone, protocol = group
+        scores = evidence.scores.get(group, [])
+        summary = summarize(scores) if scores else None
+        metric = scores[0].metric if scores else ""
+        runs = evidence.runs_of(group)
+        value: object = Cell("no score", key="", kind="ns-few ns-quiet")
+        if summary:
+            value = Cell(score(summary.mean, summary.low, summary.high, summary.n, metric, tier), summary.mean, None, "ns-few" if summary.n < FEW_SEEDS else None)
+        rows.append(
+            (
+                Cell(tier_badge(tier), values=tier),
+                Cell(link(up + task_page(task), task), values=task),
+                Cell(link(up + backbone_page(backbone), backbone), values=backbone),
+                protocol,
+                metric,
+                value,
+                Cell(_run_links(runs, up), values=" ".join(sorted({run.state for run in runs}))),
+            )
+        )
+    columns = [
+        Column("Tier", filter="tier"),
+        Column("Task", filter="task"),
+        Column("Backbone", filter="backbone"),
+        Column("Protocol", filter="protocol"),
+        Column("Metric"),
+        Column("Test score", sort="number"),
+        Column("Runs", filter="state", sort=None),
+    ]
+    return table(columns, rows, caption, tools=tools)
+
+
+def _run_links(runs: Sequence[Run], up: str) -> Html:
+    links = []
+    for run in runs:
+        links.append(link(up + run.cell.page, f"seed {run.cell.seed}"))
+        if run.state != "done":
+            links.append(chip(run.state))
+    return join(links, " ") or Html("published record")
+
+
+def task_module(task: str) -> Any:
+    """The task's file (a variant `text-legacy` is a setting of `text`), or None when it has left the package."""
+    name = task.partition("-")[0]
+    return tasks.load(name) if name in tasks.names() else None
+
+
+def tasks_page(evidence: Evidence) -> Page:
+    page = Page("tasks/index.html", "Tasks", "The tasks: data, splits, metric and results.", wide=True)
+    page.say("What the backbones are tested on. Every task keeps validation apart from training, and opens its test set once.")
+    cards = []
+    for task, record in evidence.tasks.items():
+        module = task_module(task)
+        title = module.SPEC.title if module else task
+        total = sum(split["examples"] for split in record["result"]["splits"].values()) if record["result"] else 0
+        about = f"{number(total)} examples, {_finished(evidence, 1, task)}" if total else ""
+        state = "" if record["state"] == "done" else chip(record["state"])
+        cards.append(link(f"{task_page(task)[6:]}", tag("b", title), tag("span", code(task), " ", about, " ", state), class_="ns-card"))
+    page.add(tag("div", *cards, class_="ns-cards"))
+    return page
+
+
+def _finished(evidence: Evidence, axis: int, name: str) -> str:
+    runs = [run for run in evidence.runs.values() if run.cell.group[axis] == name]
+    return f"{sum(run.state == 'done' for run in runs)} of {len(runs)} runs finished"
+
+
+def task_detail(evidence: Evidence, task: str) -> Page:
+    record = evidence.tasks[task]
+    module = task_module(task)
+    spec = module.SPEC if module else None
+    page = Page(
+        task_page(task), spec.title if spec else task, f"Task {task}: data, splits, sources, results.", crumbs=[("Tasks", "index.html")]
+    )
+    page.add(paragraphs((module.__doc__ if module else "") or "This task is no longer part of the package; its results stay."))
+    if record["state"] != "done":
+        page.add(note(tag("strong", record["state"]), f": {record['reason']}", kind="bad"))
+    if spec:
+        sources = join((link(f"../data.html#{source}", source) for source in spec.sources), ", ") or "generated here, seeded"
+        page.add(
+            facts(
+                [
+                    ("Kind", f"{spec.kind}, {spec.classes} classes" if spec.kind == "classification" else spec.kind),
+                    ("Metric", ", ".join(spec.metrics) + (" (first is primary)" if len(spec.metrics) > 1 else "")),
+                    ("Protocol", spec.protocol),
+                    ("Sources", sources),
+                    ("Self-pretraining", f"{spec.pretraining.ratio:.0%} masked, {spec.pretraining.loss}"),
+                    ("Citation", spec.citation),
+                ]
+            )
+        )
+    _task_results(page, evidence, task)
+    if record["result"]:
+        _task_data(page, evidence, task, record, spec.kind if spec else "classification")
+    return page
+
+
+def _task_results(page: Page, evidence: Evidence, task: str) -> None:
+    page.heading("Results")
+    groups = [group for group in evidence.groups if group[1] == task]
+    for tier in (tier for tier in evidence.tiers if any(group[0] == tier for group in groups)):
+        if tier == "smoke":
+            page.add(smoke_note())
+        rows, metric = [], ""
+        for group in (group for group in groups if group[0] == tier and group in evidence.scores):
+            scores = evidence.scores[group]
+            s, metric = summarize(scores), scores[0].metric
+            rows.append((f"{group[2]}, {group[3]}", s.mean, s.low, s.high, s.n))
+        if rows:
+            page.add(charts.interval_chart(f"Test {metric}, tier {tier}, mean and 95 % interval over seeds", metric, rows))
+    page.add(group_table(evidence, groups, "../", "The groups behind the chart"))
+    _gains(page, evidence, groups)
+
+
+def _gains(page: Page, evidence: Evidence, groups: Sequence[Group]) -> None:
+    """Self-pretraining against scratch, paired over the seeds that both have."""
+    rows = []
+    for group in groups:
+        base = (*group[:3], "scratch")
+        if group[3] == "scratch" or group not in evidence.scores or base not in evidence.scores:
+            continue
+        scores = evidence.scores[group]
+        difference = gain(scores, evidence.scores[base])
+        if difference is None:
+            continue
+        label = score(difference.mean, difference.low, difference.high, difference.n, scores[0].metric, group[0], "shared seeds")
+        rows.append((tier_badge(group[0]), link("../" + backbone_page(group[2]), group[2]), group[3], Cell(label, difference.mean)))
+    if rows:
+        page.heading("Against scratch", 3)
+        columns = ["Tier", "Backbone", "Protocol", Column("Difference to scratch", sort="number")]
+        page.add(table(columns, rows, "Test score minus that of scratch, paired over seeds, with 95 % t intervals"))
+
+
+def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, Any], kind: str) -> None:
+    result = record["result"]
+    page.heading("Data")
+    page.say(f"Vocabulary of {number(result['vocabulary'])}, at most {number(result['length'])} tokens an example.")
+    splits = result["splits"]
+    rows = [
+        (
+            split,
+            number(s["examples"]),
+            number(s["tokens"]),
+            f"{s['lengths']['min']} / {number(s['lengths']['mean'], 1)} / {s['lengths']['max']}",
+            _labels(s["labels"], kind),
+        )
+        for split, s in splits.items()
+    ]
+    columns = ["Split", Column("Examples", sort="number"), Column("Tokens", sort="number"), "Length min / mean / max", "Labels"]
+    page.add(table(columns, rows, "What was prepared, all of it counted"))
+    if kind == "classification" and {"train", "test"} <= splits.keys():
+        page.add(_majority(splits))
+    page.heading("Where it comes from", 3)
+    page.add(
+        facts([("Address", code(record["address"])), ("Code digest", short(record["code"]))]),
+        table(["Input", "sha256"], [(n, short(d, 64)) for n, d in sorted(record["inputs"].items())], "Inputs"),
+        table(["File", "Bytes", "sha256"], [(n, number(f["bytes"]), short(f["sha256"], 64)) for n, f in sorted(record["artifacts"].items())], "Prepared files"),
+    )
+    page.command(f"noscratch run {record['address']}")
+
+
+def _labels(labels: Mapping[str, float], kind: str) -> str:
+    if kind == "regression":
+        return f"{number(labels['min'])} to {number(labels['max'])}, mean {number(labels['mean'])}"
+    total = sum(labels.values())
+    return ", ".join(f"{name}: {number(count)} ({count / total:.0%})" for name, count in labels.items())
+
+
+def _majority(splits: Mapping[str, Any]) -> Html:
+    label = max(splits["train"]["labels"], key=lambda name: (splits["train"]["labels"][name], name))
+    test = splits["test"]["labels"]
+    share = test.get(label, 0) / sum(test.values())
+    return tag("p", f"Answering the most frequent training label ({label}) every time is right on {share:.1%} of the {number(sum(test.values()))} test examples.")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A backbone's file, read without importing it (that would load torch): what it says of itself and its settings."""
+
+    doc: str
+    paper: str
+    defaults: str
+    settings: Sequence[Sequence[str]]
+
+
+def describe(backbone: str) -> Description | None:
+    """None for a backbone whose file has left the package."""
+    path = PACKAGE / "backbones" / f"{backbone.partition('-')[0]}.py"
+    if not path.exists():
+        return None
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    tree = ast.parse(source)
+    paper, defaults = "", ""
+    settings: list[list[str]] = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "PAPER" for t in node.targets):
+            paper = str(ast.literal_eval(node.value))
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            defaults = ast.get_docstring(node) or ""
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign) and item.value is not None:
+                    comment = lines[item.lineno - 1].partition("#")[2].strip()
+                    settings.append([ast.unparse(item.target), ast.unparse(item.value), comment])
+                elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and settings:
+                    settings[-1][2] = " ".join(str(item.value.value).split())
+    return Description(ast.get_docstring(tree) or "", paper, defaults, settings)
+
+
+def backbones_page(evidence: Evidence) -> Page:
+    page = Page("backbones/index.html", "Backbones", "The backbones: what each is, its paper, its results.", wide=True)
+    page.say("The architectures under test. All share one embedding, one head, one training loop; only the block differs.")
+    cards = []
+    for backbone in evidence.backbones:
+        described = describe(backbone)
+        about = described.doc.strip().partition("\n")[0] if described else "no longer part of the package"
+        cards.append(link(backbone_page(backbone)[10:], tag("b", backbone), tag("span", about, tag("br"), _finished(evidence, 2, backbone)), class_="ns-card"))
+    page.add(tag("div", *cards, class_="ns-cards"))
+    return page
+
+
+def backbone_detail(evidence: Evidence, backbone: str) -> Page:
+    page = Page(backbone_page(backbone), backbone, f"Backbone {backbone}: what it is and its results.", crumbs=[("Backbones", "index.html")])
+    described = describe(backbone)
+    if described:
+        page.add(paragraphs(described.doc))
+        if described.paper:
+            page.add(facts([("Paper", described.paper), ("File", code(f"src/noscratch/backbones/{backbone.partition('-')[0]}.py"))]))
+    else:
+        page.say("This backbone is no longer part of the package; its results stay.")
+    page.heading("Results")
+    groups = [group for group in evidence.groups if group[2] == backbone]
+    if any(group[0] == "smoke" for group in groups):
+        page.add(smoke_note())
+    page.add(group_table(evidence, groups, "../", f"Every group of runs with {backbone}"))
+    sizes = sorted(
+        {
+            (run.cell.tier, run.cell.task, run.records["finetune"]["result"]["counts"]["parameters"])
+            for run in evidence.runs.values()
+            if run.cell.backbone == backbone and run.state == "done" and "finetune" in run.records
+        }
+    )
+    if sizes:
+        page.heading("Size")
+        rows = [(tier_badge(tier), link("../" + task_page(task), task), number(count)) for tier, task, count in sizes]
+        page.add(table(["Tier", "Task", Column("Parameters", sort="number")], rows, "Parameters of the whole model, embedding and head included"))
+    if described and described.settings:
+        page.heading("Settings and where they come from")
+        page.add(paragraphs(described.defaults))
+        rows = [(code(name), code(default), Cell(comment, kind="ns-wide")) for name, default, comment in described.settings]
+        page.add(table(["Setting", "Default", "Meaning and source"], rows, "The file's own defaults; params.yaml may override them"))
+    return page

@@ -1,0 +1,261 @@
+"""HTML and Markdown by hand, escaped by construction.
+
+`Html` marks text that is already markup; every other string that enters a `tag` is escaped, so a run named `<script>` stays
+text. Pages are Markdown (headings, prose) with blocks of HTML (tables, figures), which MkDocs passes through unread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from html import escape
+
+SMOKE = "smoke: proof that the machine works, never evidence"
+
+
+class Html(str):
+    """Markup, already escaped."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> Html:
+    """`value` as markup: escaped unless it is `Html` already."""
+    return value if isinstance(value, Html) else Html(escape(str(value)))
+
+
+def join(parts: Iterable[object], separator: str = "") -> Html:
+    return Html(separator.join(text(part) for part in parts))
+
+
+def tag(name: str, *children: object, **attributes: object) -> Html:
+    """An element. `class_` is `class`, `data_value` is `data-value`; None and False leave an attribute out, True writes it bare."""
+    words = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        words.append(key if value is True else f'{key}="{escape(str(value))}"')
+    return Html(f"<{' '.join(words)}>{join(children)}</{name}>")
+
+
+def link(href: str, *children: object, **attributes: object) -> Html:
+    return tag("a", *children, href=href, **attributes)
+
+
+def code(value: object) -> Html:
+    return tag("code", value)
+
+
+def prose(value: object) -> str:
+    """Untrusted text for a Markdown line: HTML and Markdown both escaped."""
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~^=:-])", r"\\\1", " ".join(escape(str(value)).split()))
+
+
+def slug(name: str) -> str:
+    """A file name for `name`: itself when it is plain, else its plain part and eight digits of its sha256."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+    return plain if plain == name else f"{plain or 'x'}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+@dataclass
+class Page:
+    """One Markdown page: its path below the generated folder, its title, and its blocks in order."""
+
+    path: str
+    title: str
+    description: str
+    crumbs: Sequence[tuple[str, str]] = ()
+    wide: bool = False
+    searchable: bool = True
+    blocks: list[str] = field(default_factory=list)
+
+    def heading(self, title: object, level: int = 2) -> None:
+        self.blocks.append(f"{'#' * level} {prose(title)}")
+
+    def say(self, *parts: object) -> None:
+        """A paragraph; plain strings are escaped."""
+        self.blocks.append(tag("p", *parts))
+
+    def add(self, *blocks: Html) -> None:
+        self.blocks.extend(blocks)
+
+    def command(self, line: str) -> None:
+        self.add(command(line))
+
+    def bytes(self) -> bytes:
+        hidden = ["navigation", "toc"] if self.wide else ["navigation"]
+        # JSON strings are YAML strings; the theme prints a title unescaped, so it is escaped here.
+        front = {"title": escape(self.title), "description": escape(self.description), "hide": hidden}
+        head: list[str] = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items())]
+        if not self.searchable:
+            head += ["search:", "  exclude: true"]
+        head.append("---")
+        crumbs = []
+        if self.crumbs:
+            trail = join((link(href, name) for name, href in self.crumbs), Html(" <span aria-hidden='true'>/</span> "))
+            crumbs = [tag("nav", trail, class_="ns-crumbs", aria_label="Breadcrumb")]
+        return "\n\n".join(["\n".join(head), *crumbs, f"# {prose(self.title)}", *self.blocks, ""]).encode()
+
+
+def command(line: str) -> Html:
+    """A shell command that can be copied."""
+    return tag("pre", tag("code", line), class_="ns-command")
+
+
+def note(*parts: object, kind: str = "note") -> Html:
+    return tag("div", *parts, class_=f"ns-note ns-note--{kind}", role="note")
+
+
+def smoke_note() -> Html:
+    return note(
+        tag("strong", SMOKE),
+        ". These numbers come from a few steps on little data on a CPU; they show that the pipeline runs, nothing about a claim.",
+        kind="smoke",
+    )
+
+
+def tier_badge(tier: str) -> Html:
+    return tag("span", tier, class_=f"ns-tier ns-tier--{slug(tier)}", title=SMOKE if tier == "smoke" else f"tier {tier}")
+
+
+def chip(state: str) -> Html:
+    """A verdict or a run's state: colour, shape and word say the same."""
+    return tag("span", state, class_=f"ns-chip ns-chip--{slug(state)}")
+
+
+def facts(rows: Mapping[str, object] | Sequence[tuple[str, object]]) -> Html:
+    """Names and values, one under another."""
+    pairs = rows.items() if isinstance(rows, Mapping) else rows
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="ns-facts")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column: `filter` names its URL parameter and its selector, `sort` is "text", "number" or none."""
+
+    label: str
+    filter: str | None = None
+    sort: str | None = "text"
+    priority: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell whose text differs from what it sorts by (`key`) or is filtered by (`values`, separated by blanks)."""
+
+    content: object
+    key: object = None
+    values: str | None = None
+    kind: str | None = None
+
+
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], caption: str, tools: bool = False) -> Html:
+    """A table in a scrolling frame. With `tools` the page's script adds sorting and the columns' filters."""
+    heads = [column if isinstance(column, Column) else Column(column) for column in columns]
+    top = tag(
+        "tr",
+        *(
+            tag("th", head.label, scope="col", data_filter=head.filter, data_sort=head.sort, class_=head.priority or None)
+            for head in heads
+        ),
+    )
+    lines = [Html("\n") + _row(heads, row) for row in rows]
+    body = tag("tbody", *map(Html, lines))
+    sheet = tag("table", tag("caption", caption), tag("thead", top), body, class_="ns-table", data_tools=tools)
+    return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=caption)
+
+
+def _row(heads: Sequence[Column], row: Sequence[object]) -> Html:
+    if len(row) != len(heads):
+        raise ValueError(f"a row of {len(row)} cells in a table of {len(heads)} columns")
+    cells = []
+    for head, cell in zip(heads, row, strict=True):
+        cell = cell if isinstance(cell, Cell) else Cell(cell)
+        classes = " ".join(filter(None, [head.priority, cell.kind, "ns-number" if head.sort == "number" else None]))
+        cells.append(
+            tag(
+                "td",
+                cell.content,
+                data_key=cell.key,
+                data_values=cell.values,
+                data_label=head.label,
+                class_=classes or None,
+            )
+        )
+    return tag("tr", *cells)
+
+
+def details(summary: object, *children: object) -> Html:
+    return tag("details", tag("summary", summary), *children, class_="ns-details")
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A plain number, short: 12,345 or 0.1235 or 3.2e-07."""
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    return f"{value:.2e}"
+
+
+def metric_value(value: float, metric: str) -> str:
+    """A metric as the field prints it: accuracy and F1 in percent, correlations and losses as they are."""
+    if metric in {"accuracy", "f1"}:
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 376,971 B is 368.1 KiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def short(digest: str, digits: int = 12) -> Html:
+    """A digest, cut for the eye; the whole one is in its title."""
+    return tag("code", digest[:digits] + ("…" if len(digest) > digits else ""), title=digest, class_="ns-digest")
+
+
+def task_page(task: str) -> str:
+    return f"tasks/{slug(task)}.html"
+
+
+def backbone_page(backbone: str) -> str:
+    return f"backbones/{slug(backbone)}.html"
+
+
+def claim_page(claim: str) -> str:
+    return f"claims/{slug(claim)}.html"
+
+
+def paper_page(paper: str) -> str:
+    return f"papers/{slug(paper)}.html"
+
+
+def score(mean: float, low: float | None, high: float | None, n: int, metric: str, tier: str, unit: str = "seeds") -> Html:
+    """A number with all that belongs to it: mean, 95 % interval, n and tier. One seed has no interval, and says so."""
+    interval = "no interval" if low is None or high is None else f"[{metric_value(low, metric)}, {metric_value(high, metric)}]"
+    words = f" {interval} n = {n}" if unit == "seeds" else f" {interval} n = {n} {unit}"
+    return tag("span", tag("b", metric_value(mean, metric)), tag("small", words), " ", tier_badge(tier), class_="ns-score")
+
+
+def paragraphs(docstring: str) -> Html:
+    """A docstring as paragraphs: indented blocks stay as they are, `names` become code."""
+    parts = []
+    for block in re.split(r"\n\s*\n", docstring.strip()):
+        if all(line.startswith("    ") for line in block.splitlines()):
+            parts.append(tag("pre", tag("code", block)))
+        else:
+            words = re.split(r"`+([^`]+)`+", " ".join(block.split()))
+            parts.append(tag("p", *(code(word) if k % 2 else word for k, word in enumerate(words))))
+    return join(parts)

@@ -1,0 +1,75 @@
+"""Publish: reports and records become the site's generated pages.
+
+`publish` writes site/docs/generated: Markdown for MkDocs, and the downloads. The same inputs give the same bytes: no time,
+no host and no absolute path enters a page. What the pages hold is in results/pages, one module per kind of page.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from html import unescape
+from itertools import chain
+from pathlib import Path
+
+from noscratch.results.pages import board, data, downloads, grid, runs
+from noscratch.results.pages.evidence import Evidence, PublishError
+from noscratch.results.pages.markup import Page
+
+GENERATED = Path("site", "docs", "generated")
+TEMPORARY = ".generated-"
+
+
+def publish(root: Path) -> list[Path]:
+    """Write the generated pages of the checkout at `root`; returns the files, sorted.
+
+    They are built under a temporary name and take the place of the former ones by a rename. Raises PublishError for a
+    number without a record and for a link without a target.
+    """
+    evidence = Evidence(root)
+    written = dict(downloads.files(evidence))
+    pages = list(
+        chain(
+            board.pages(evidence),
+            grid.pages(evidence),
+            runs.pages(evidence),
+            data.pages(evidence),
+            downloads.pages(evidence, written),
+        )
+    )
+    files = {page.path.removesuffix(".html") + ".md": page.bytes() for page in pages}
+    files |= written | dict(board.files(evidence))
+    _check_links(pages, files, root)
+    return _replace(root / GENERATED, files)
+
+
+def _check_links(pages: Iterable[Page], files: Mapping[str, bytes], root: Path) -> None:
+    """Every relative link leads to a page, a download or a hand-written page."""
+    targets = {name.removesuffix(".md") + ".html" if name.endswith(".md") else name for name in files}
+    targets |= {f"../{path.stem}.html" for path in (root / "site" / "docs").glob("*.md")}
+    for page in pages:
+        for href in re.findall(r'href="([^"]*)"', b"".join([page.bytes()]).decode()):
+            path = unescape(href).partition("#")[0]
+            if path and posixpath.normpath(posixpath.join(posixpath.dirname(page.path), path)) not in targets:
+                raise PublishError(f"every link leads to a page of the site, but {page.path} links to {href}")
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{TEMPORARY}*"):  # of a run that was killed
+        shutil.rmtree(left)
+    fresh = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    fresh.chmod(0o755)
+    for name, content in sorted(files.items()):
+        path = fresh / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    if folder.exists():
+        os.replace(folder, fresh.with_name(f"{fresh.name}-old"))
+    os.replace(fresh, folder)
+    shutil.rmtree(fresh.with_name(f"{fresh.name}-old"), ignore_errors=True)
+    return [folder / name for name in sorted(files)]

@@ -1,0 +1,158 @@
+"""Both engines on the tiny plan: the same bytes, nothing twice, nothing stale, nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkout import Checkout, make_checkout
+
+pytestmark = pytest.mark.xdist_group("engines")  # one worker builds the shared checkouts
+
+VIEWS = ("data/raw", "data/prepared", "data/runs")
+MADE = (*VIEWS, "reports", "site/docs/generated", "public")
+# Four runs (two of one cell), two sources of data, one source of bytes; CoLA's three are blocked.
+DONE, BLOCKED = 4, 3
+
+
+@pytest.fixture(scope="module")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Built by `noscratch repro`, that is by `dvc repro`, and committed."""
+    checkout = make_checkout(tmp_path_factory.mktemp("engines") / "dvc")
+    checkout.noscratch("repro")
+    checkout.run("git", "add", "--all")
+    checkout.run("git", "commit", "--quiet", "--message=results")
+    return checkout
+
+
+def test_a_repro_says_what_was_built_and_blocked(by_dvc: Checkout) -> None:
+    said = by_dvc.noscratch("repro").stdout
+    assert "3 cells: 1 blocked, 2 done" in said
+    assert "blocked   source cola: not asked for" in said
+    assert "open      public/index.html" in said
+    assert (by_dvc.root / "public/index.html").is_file()
+
+
+def test_blocked_is_shown_and_kept_out_of_the_store(by_dvc: Checkout) -> None:
+    assert len(by_dvc.jobs()) == DONE
+    record = json.loads((by_dvc.root / "data/runs/smoke/cola/transformer/scratch/seed0/finetune/record.json").read_text())
+    assert record["state"] == "blocked"
+    assert record["reason"].startswith("cola: not asked for")
+
+
+def test_a_second_repro_does_nothing(by_dvc: Checkout) -> None:
+    before = by_dvc.files(*MADE)
+    said = by_dvc.dvc("repro").stdout
+    assert "Running stage" not in said
+    assert by_dvc.files(*MADE) == before
+    assert by_dvc.run("git", "status", "--porcelain").stdout == ""
+    assert "up to date" in by_dvc.dvc("status").stdout
+
+
+def test_snakemake_gives_the_same_bytes_and_commits(by_dvc: Checkout, tmp_path: Path) -> None:
+    clone = by_dvc.clone(tmp_path / "clone")
+    clone.snakemake("all")
+    assert clone.files(*MADE) == by_dvc.files(*MADE)
+    assert (clone.root / "dvc.lock").read_bytes() == (by_dvc.root / "dvc.lock").read_bytes()
+    assert "up to date" in clone.dvc("status").stdout
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_a_pull_is_adopted_and_nothing_runs(by_dvc: Checkout, tmp_path: Path) -> None:
+    by_dvc.dvc("remote", "add", "--force", "--local", "here", str(tmp_path / "remote"))
+    by_dvc.dvc("push", "--remote", "here")
+    clone = by_dvc.clone(tmp_path / "clone")
+    clone.dvc("remote", "add", "--local", "here", str(tmp_path / "remote"))
+    clone.dvc("pull", "--remote", "here")
+    clone.noscratch("sync")
+    assert clone.jobs() == by_dvc.jobs()
+    for path in clone.root.glob("data/store/*/*"):
+        os.utime(path)
+    planned = clone.snakemake("--dry-run", "all").stdout
+    assert not any(f"rule {kind}:" in planned for kind in ("pretrain", "finetune"))  # but for blocked cells, see below
+
+
+def planned(checkout: Checkout, *targets: str) -> set[str]:
+    """The jobs that Snakemake would run, without those that wait on the blocked source."""
+    said = checkout.snakemake("--dry-run", "--quiet", "rules", *(targets or ("all",))).stdout
+    del said
+    done = checkout.run(
+        sys.executable, "-m", "snakemake", "--cores", "2", "--summary", *(targets or ("all",))
+    ).stdout.splitlines()[1:]
+    return {line.split("\t")[0].split("/")[2] for line in done if "update pending" in line}
+
+
+def test_two_tiers_live_side_by_side_and_going_back_runs_nothing(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    smoke, made = checkout.jobs(), checkout.files(*VIEWS, "reports")
+    checkout.edit("params.yaml", "tier: smoke", "tier: mini")
+    checkout.noscratch("repro")
+    assert set(smoke) < set(checkout.jobs())
+    assert {p.name for p in (checkout.root / "data/runs").iterdir()} == {"mini"}
+    stamps = {p: p.stat().st_mtime_ns for p in (checkout.root / "data/store").rglob("record.json")}
+    checkout.edit("params.yaml", "tier: mini", "tier: smoke")
+    checkout.noscratch("repro")
+    assert checkout.files(*VIEWS, "reports") == made
+    assert {p: p.stat().st_mtime_ns for p in (checkout.root / "data/store").rglob("record.json")} == stamps
+
+
+def test_a_removed_backbone_leaves_views_and_tables(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    kept = checkout.jobs()
+    checkout.edit("params.yaml", "  s4d: {}\n", "")
+    checkout.noscratch("repro")
+    assert checkout.jobs() == kept
+    assert "s4d" not in (checkout.root / "reports/metrics.json").read_text()
+    assert not list((checkout.root / "data/runs").rglob("s4d"))
+    assert "s4d" not in (checkout.root / "dvc.lock").read_text().partition("runs:")[2].partition("outs:")[2]
+
+
+def test_commit_refuses_views_of_another_plan(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    lock = (checkout.root / "dvc.lock").read_bytes()
+    checkout.edit("params.yaml", "d_model: 8, layers: 1, dropout: 0.0}\n    pretrain: &tiny", "d_model: 16, layers: 1, dropout: 0.0}\n    pretrain: &tiny")
+    done = checkout.noscratch("commit", check=False)
+    assert done.returncode == 1
+    assert "DVC records only views of the present plan" in done.stderr
+    assert (checkout.root / "dvc.lock").read_bytes() == lock
+
+
+def test_killed_in_mid_run_goes_on(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = by_dvc.clone(tmp_path / "clone")
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]
+    process = subprocess.Popen(
+        command, cwd=checkout.root, env=checkout.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not checkout.jobs():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {name: (checkout.root / "data/store" / name / "record.json").stat().st_mtime_ns for name in checkout.jobs()}
+    assert before
+    checkout.snakemake("all")
+    assert checkout.files(*MADE) == by_dvc.files(*MADE)
+    for name, stamp in before.items():
+        record = checkout.root / "data/store" / name / "record.json"
+        assert not record.exists() or record.stat().st_mtime_ns == stamp, "a finished job ran again"
+    checkout.noscratch("gc")
+    assert not list((checkout.root / "data/store").glob(".tmp-*"))
+
+
+def test_a_second_run_at_the_same_time_is_refused(by_dvc: Checkout) -> None:
+    import fcntl
+
+    with (by_dvc.root / "data/.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for done in (by_dvc.noscratch("repro", check=False), by_dvc.snakemake("all", check=False)):
+            assert done.returncode == 1
+            assert "One run at a time works in a checkout" in done.stdout + done.stderr

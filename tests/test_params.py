@@ -1,0 +1,105 @@
+"""params.yaml: what is accepted, and that each mistake is one message naming place, rule and next step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noscratch import params, yaml_reader
+from noscratch.params import ParamsError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return copy.deepcopy(yaml_reader.read(ROOT / params.FILE).data)
+
+
+def test_the_committed_file_is_valid() -> None:
+    loaded = params.load(ROOT)
+    assert loaded.run.tier == "smoke"
+    assert set(loaded.tiers) == {"smoke", "mini", "paper"}
+    assert not loaded.tiers["smoke"].network
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        params.load(ROOT).run.tier = "mini"  # type: ignore[misc]
+
+
+def test_files_and_keys_are_the_same_set() -> None:
+    from noscratch import code
+
+    loaded = params.load(ROOT)
+    assert {name.partition("-")[0] for name in loaded.backbones} == set(code.names_in("noscratch.backbones"))
+    assert {name.partition("-")[0] for name in loaded.tasks} == set(code.names_in("noscratch.tasks"))
+
+
+def put(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
+    def change(data: dict[str, Any], value: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]  # type: ignore[assignment, index]
+        data[path[-1]] = value  # type: ignore[index]
+
+    return change
+
+
+MISTAKES: list[tuple[Callable[[dict[str, Any], Any], None], Any, list[str]]] = [
+    (put("run", "teir"), "smoke", ["run.teir", "'teir'", "Did you mean 'tier'?"]),
+    (put("run", "tier"), "tiny", ["run.tier", "'tiny'", "smoke"]),
+    (put("run", "threads"), 0, ["run.threads", "greater than 0", "got 0"]),
+    (put("run", "threads"), "two", ["run.threads", "got 'two'"]),
+    (put("backbones", "s4f"), {}, ["backbones.s4f", "'s4f'", "transformer", "Did you mean 's4d'?"]),
+    (put("backbones", "s4d"), {"initt": "inv"}, ["backbones.s4d.initt", "Did you mean 'init'?"]),
+    (put("tasks", "listop"), {}, ["tasks.listop", "Did you mean 'listops'?"]),
+    (put("tasks", "cola"), {"lenght": 3}, ["tasks.cola.lenght", "Did you mean 'length'?"]),
+    (put("tiers", "smoke", "data", "cola"), {"lenght": 3}, ["tiers.smoke.data.cola.lenght", "'length'"]),
+    (
+        put("tiers", "smoke", "finetune", "batch_tokens"),
+        -1,
+        ["tiers.smoke.finetune.batch_tokens", "greater than 0", "got -1"],
+    ),
+    (put("tiers", "smoke", "finetune", "warmpu"), 1, ["tiers.smoke.finetune.warmpu", "Did you mean 'warmup'?"]),
+    (put("tiers", "smoke", "grid", 0, "protocols"), ["spt"], ["tiers.smoke.grid[0].protocols", "'spt'", "spt-masked"]),
+    (
+        put("tiers", "smoke", "grid", 0, "backbones"),
+        ["transfomer"],
+        ["grid[0].backbones", "Did you mean 'transformer'?"],
+    ),
+    (put("tiers", "smoke", "seeds"), [], ["tiers.smoke.seeds", "at least 1"]),
+    (
+        put("tiers", "paper", "overrides", 0, "finetune"),
+        {"lr": -1.0},
+        ["tiers.paper.overrides.0.finetune.lr", "greater than 0", "got -1.0"],
+    ),
+    (put("tiers", "paper", "overrides", 0, "model"), {"width": 3}, ["overrides.0.model.width", "d_model"]),
+    (put("extra"), 1, ["extra", "'extra'", "tiers"]),
+]
+
+
+@pytest.mark.parametrize(("change", "value", "said"), MISTAKES, ids=[" ".join(said[:2]) for _, _, said in MISTAKES])
+def test_mistakes_are_explained(
+    settings: dict[str, Any], change: Callable[[dict[str, Any], Any], None], value: Any, said: list[str]
+) -> None:
+    change(settings, value)
+    with pytest.raises(ParamsError) as error:
+        params.parse(settings)
+    message = str(error.value)
+    assert all(part in message for part in said), message
+    assert message.count("\n") == 0, f"one mistake, one line: {message}"
+
+
+def test_a_missing_key_is_named(settings: dict[str, Any]) -> None:
+    del settings["run"]["tier"]
+    with pytest.raises(ParamsError, match=r"run\.tier: this key is needed and missing"):
+        params.parse(settings)
+
+
+def test_no_checkout_here(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"there is none here"):
+        params.load(tmp_path)

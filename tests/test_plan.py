@@ -1,0 +1,190 @@
+"""The plan: which jobs there are, and exactly which edits move their addresses."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noscratch import code, params, yaml_reader
+from noscratch.plan import PRETRAINING, Job, Plan, cells
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package that a test may edit; the plan reads it instead of the real one."""
+    folder = tmp_path / "noscratch"
+    shutil.copytree(code.PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "PACKAGE", folder)
+    code.forget()
+    yield folder
+    code.forget()
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    data = copy.deepcopy(yaml_reader.read(ROOT / params.FILE).data)
+    data["backbones"] = {"transformer": {}, "s4d": {}}
+    data["tasks"] = {"listops": {}, "cola": {}}
+    return data
+
+
+def jobs(settings: dict[str, Any]) -> dict[str, Job]:
+    """The plan's jobs by kind and label, which stay the same when addresses move."""
+    code.forget()
+    return {f"{job.kind} {job.label}": job for job in Plan(params.parse(settings)).jobs.values()}
+
+
+def moved(before: dict[str, Job], after: dict[str, Job]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name].address != after[name].address}
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
+def test_every_pair_on_one_task_and_everything_at_least_once() -> None:
+    loaded = params.load(ROOT)
+    grid = cells(loaded)
+    assert len(grid) == len(set(grid)) <= 64
+    assert {c.task for c in grid} == set(loaded.tasks)
+    pairs = {(c.backbone, c.protocol) for c in grid if c.task == "listops"}
+    assert pairs == {(b, p) for b in loaded.backbones for p in params.PROTOCOLS}
+
+
+def test_jobs_stand_after_what_they_need(settings: dict[str, Any], package: Path) -> None:
+    seen: set[str] = set()
+    for job in jobs(settings).values():
+        assert set(job.needs.values()) <= seen
+        seen.add(job.address)
+
+
+def test_pretraining_goes_through_the_graph(settings: dict[str, Any], package: Path) -> None:
+    plan = jobs(settings)
+    for job in (job for job in plan.values() if job.kind == "finetune"):
+        assert job.cell is not None
+        assert ("pretrained" in job.needs) == (job.cell.protocol in PRETRAINING)
+
+
+def test_comments_docstrings_and_layout_move_nothing(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    for path in package.rglob("*.py"):
+        path.write_text("# a comment\n\n" + path.read_text())
+    assert moved(before, jobs(settings)) == set()
+
+
+def test_a_backbone_file_moves_only_its_jobs(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    with (package / "backbones" / "s4d.py").open("a") as file:
+        file.write("\nEDITED = True\n")
+    expected = {name for name, job in before.items() if job.cell and job.cell.backbone == "s4d"}
+    assert expected
+    assert moved(before, jobs(settings)) == expected
+
+
+def test_the_loop_moves_every_training_job(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    with (package / "train.py").open("a") as file:
+        file.write("\nEDITED = True\n")
+    assert moved(before, jobs(settings)) == {name for name, job in before.items() if job.cell}
+
+
+def test_a_task_file_moves_its_data_and_runs(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    with (package / "tasks" / "cola.py").open("a") as file:
+        file.write("\nEDITED = True\n")
+    assert moved(before, jobs(settings)) == {
+        name for name, job in before.items() if "cola" in name and job.kind != "fetch"
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["sources/registry.py", "sources/download.py", "cli.py", "plan.py", "store.py", "stages.py", "results/publish.py"],
+)
+def test_plumbing_moves_nothing(settings: dict[str, Any], package: Path, path: str) -> None:
+    before = jobs(settings)
+    with (package / path).open("a") as file:
+        file.write("\nEDITED = True\n")
+    assert moved(before, jobs(settings)) == set()
+
+
+def test_one_setting_moves_what_depends_on_it(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    settings["tiers"]["smoke"]["finetune"] = {**settings["tiers"]["smoke"]["finetune"], "lr": 0.5}
+    assert moved(before, jobs(settings)) == {name for name, job in before.items() if job.kind == "finetune"}
+
+
+def test_going_back_gives_the_old_addresses(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    settings["run"]["threads"] = 2
+    assert moved(before, jobs(settings)) == {name for name, job in before.items() if job.cell}
+    settings["run"]["threads"] = 1
+    assert moved(before, jobs(settings)) == set()
+
+
+@pytest.mark.parametrize(("key", "value"), [("device", "cpu"), ("checkpoint_seconds", 7)])
+def test_what_changes_no_result_moves_nothing(settings: dict[str, Any], package: Path, key: str, value: object) -> None:
+    before = jobs(settings)
+    settings["run"][key] = value
+    assert moved(before, jobs(settings)) == set()
+
+
+def test_adding_a_backbone_adds_only_its_jobs(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    shutil.copy(package / "backbones" / "s4d.py", package / "backbones" / "mine.py")
+    code.forget()
+    settings["backbones"]["mine"] = {}
+    after = jobs(settings)
+    added = after.keys() - before.keys()
+    assert added
+    assert all(after[name].cell and after[name].cell.backbone == "mine" for name in added)
+    assert moved(before, {name: after[name] for name in before}) == set()
+
+
+def test_a_variant_shares_its_file(settings: dict[str, Any], package: Path) -> None:
+    settings["backbones"]["s4d-inv"] = {"init": "inv"}
+    after = jobs(settings)
+    variant = after["finetune smoke-listops-s4d-inv-scratch-seed0"]
+    assert "noscratch.backbones.s4d" in variant.modules
+    assert variant.address != after["finetune smoke-listops-s4d-scratch-seed0"].address
+
+
+def test_tiers_share_raw_data_and_nothing_else(settings: dict[str, Any], package: Path) -> None:
+    smoke = jobs(settings)
+    settings["run"]["tier"] = "mini"
+    mini = jobs(settings)
+    shared = {job.address for job in smoke.values()} & {job.address for job in mini.values()}
+    assert shared == {smoke["fetch cola"].address}
+
+
+def test_overrides_reach_the_cells_that_they_select(settings: dict[str, Any], package: Path) -> None:
+    settings["tiers"]["smoke"]["overrides"] = [
+        {"backbones": ["s4d"], "protocols": ["spt-causal"], "pretrain": {"lr": 0.25}, "model": {"layers": 3}}
+    ]
+    for name, job in jobs(settings).items():
+        if job.cell:
+            selected = job.cell.backbone == "s4d" and job.cell.protocol == "spt-causal"
+            assert (job.settings["model"]["layers"] == 3) == selected, name
+            assert (job.settings["train"]["lr"] == 0.25) == (selected and job.kind == "pretrain"), name
+
+
+def test_the_plan_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from pathlib import Path; from noscratch.plan import read_plan; "
+        "read_plan(Path.cwd()).digest; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
