@@ -17,7 +17,7 @@ def norm(x: Tensor) -> float:
 
 
 def run(f: Callable[..., Tensor], inputs: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
-    """f(*inputs) and the gradients of Re <cotangent, f> to every input."""
+    """f(*inputs) and the gradients of Re <cotangent, f> to every input, 0 for one that plays no part."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     y = f(*leaves)
-    return y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype))
+    return y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype), materialize_grads=True)

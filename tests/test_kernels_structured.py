@@ -1,0 +1,141 @@
+"""Laws of the structured maps: each is its dense matrix, in values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import strategies as own
+from laws import norm, run, wide
+from noscratch.kernels import KernelError, structured
+from noscratch.kernels.structured import block_dense, block_shuffle, dense_of, low_rank
+from tolerances import GOLDEN, assert_close, tolerance
+
+MAPS: dict[str, Callable[..., Tensor]] = {
+    "low_rank": low_rank,
+    "block_dense": block_dense,
+    "block_shuffle": block_shuffle,
+}
+kinds = st.sampled_from(tuple(MAPS))
+backends = st.sampled_from(structured.STRUCTURED_BACKENDS)
+
+
+@st.composite
+def maps(draw: st.DrawFn, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """x (with 1 to 3 dimensions) and the two weights of `kind`."""
+    dtype = draw(own.dtypes())
+    b1, b2, i, o, unit = (draw(own.sizes(4)) for _ in range(5))
+    if kind != "block_shuffle":
+        b2 = 1
+    rank = b1 * b2 * unit
+    first = (b1, rank // b1, i) if kind != "low_rank" else (rank, b1 * i)
+    second = (b2, o, rank // b2) if kind == "block_shuffle" else (o, rank)
+    lead = draw(st.lists(own.sizes(3), max_size=2))
+    shapes = ((*lead, b1 * i), first, second)
+    x, w1, w2 = (draw(own.reals(*shape, dtype=dtype)) for shape in shapes)
+    return x, w1, w2
+
+
+@given(st.data(), kinds, own.seeds())
+def test_fast_is_the_dense_matrix_values_and_gradients(data: st.DataObject, kind: str, seed: int) -> None:
+    x, w1, w2 = inputs = data.draw(maps(kind))
+    g = torch.randn(MAPS[kind](*inputs).shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    got = run(MAPS[kind], inputs, g)
+    want = run(lambda x, w1, w2: x @ dense_of(kind, w1, w2).T, [wide(t) for t in inputs], wide(g))
+    sizes = [norm(t) for t in (x, w1, w2)]
+    product = sizes[0] * sizes[1] * sizes[2]
+    scales = [product, *(norm(g) * product / size if size else 1.0 for size in sizes)]
+    for name, a, b, scale in zip(("y", "dx", "dw1", "dw2"), got, want, scales, strict=True):
+        assert_close(a, b, tolerance(x.dtype, x.shape[-1]), scale, name)
+
+
+@given(st.data(), kinds)
+def test_backends_agree(data: st.DataObject, kind: str) -> None:
+    inputs = data.draw(maps(kind))
+    fast, reference = (MAPS[kind](*inputs, backend=backend) for backend in structured.STRUCTURED_BACKENDS)
+    scale = norm(inputs[0]) * norm(inputs[1]) * norm(inputs[2])
+    assert_close(fast, reference, tolerance(fast.dtype, inputs[0].shape[-1]), scale)
+
+
+@given(st.data(), kinds, backends, st.floats(-4, 4, width=16))
+def test_linear(data: st.DataObject, kind: str, backend: str, c: float) -> None:
+    x, w1, w2 = data.draw(maps(kind))
+    other = x.flip(-1)
+
+    def apply(x: Tensor) -> Tensor:
+        return MAPS[kind](x, w1, w2, backend=backend)
+
+    scale = (abs(c) + 1) * norm(x) * norm(w1) * norm(w2)
+    want = c * apply(x) + apply(other)
+    assert_close(apply(c * x + other), want, 2 * tolerance(x.dtype, x.shape[-1]), scale)
+    assert not apply(0 * x).any()
+
+
+@given(st.data())
+def test_one_block_is_low_rank(data: st.DataObject) -> None:
+    x, a, b = data.draw(maps("low_rank"))
+    scale = norm(x) * norm(a) * norm(b)
+    want = low_rank(x, a, b)
+    for got in (block_dense(x, a.unsqueeze(0), b), block_shuffle(x, a.unsqueeze(0), b.unsqueeze(0))):
+        assert_close(got, want, tolerance(x.dtype, x.shape[-1]), scale)
+
+
+@given(own.sizes(4), own.sizes(4))
+def test_shuffles_deal_in_turn(b1: int, b2: int) -> None:
+    """With identity blocks only the two shuffles are left: rank value j goes to block j mod b2, place j div b2."""
+    n = b1 * b2
+    x = torch.arange(n, dtype=torch.float64)
+    y = block_shuffle(x, torch.eye(n // b1).double().expand(b1, -1, -1), torch.eye(n // b2).double().expand(b2, -1, -1))
+    dealt = torch.stack([x[block::b2] for block in range(b2)])
+    assert torch.equal(y, dealt.T.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", own.DTYPES)
+@pytest.mark.parametrize("backend", structured.STRUCTURED_BACKENDS)
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "stored"),
+    [
+        ("low_rank", "lr_a", "lr_b", "lr"),
+        ("block_dense", "bd_w1", "bd_w2", "bd"),
+        ("block_shuffle", "bs_w1", "bs_w2", "bs"),
+    ],
+)
+def test_golden_structured(
+    vectors: Callable[[str], dict[str, Any]],
+    kind: str,
+    first: str,
+    second: str,
+    stored: str,
+    backend: str,
+    dtype: torch.dtype,
+) -> None:
+    z = vectors("structured_ffn")
+    x, w1, w2 = (z[name].to(dtype) for name in ("x", first, second))
+    bound = GOLDEN if dtype == torch.float64 else tolerance(dtype, x.shape[-1])
+    assert_close(MAPS[kind](x, w1, w2, backend=backend), z[f"{stored}_y"], bound)
+    assert_close(dense_of(kind, w1, w2), z[f"{stored}_dense"], bound)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: low_rank(torch.ones(3), torch.ones(2, 4), torch.ones(5, 2)), "low_rank with these weights takes 4"),
+        (lambda: low_rank(torch.ones(4), torch.ones(2, 4), torch.ones(5, 3)), "makes 2 values, the second takes 3"),
+        (
+            lambda: block_dense(torch.ones(4), torch.ones(2, 3, 2), torch.ones(5, 2)),
+            "makes 6 values, the second takes 2",
+        ),
+        (lambda: block_shuffle(torch.ones(4), torch.ones(2, 3, 2), torch.ones(2, 5, 2)), "makes 6 values"),
+        (lambda: dense_of("dense", torch.ones(1), torch.ones(1)), "low_rank, block_dense, block_shuffle; got 'dense'"),
+        (lambda: low_rank(torch.ones(4), torch.ones(2, 4), torch.ones(5, 2), backend="compiled"), "reference, fast"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(call: Callable[[], Tensor], says: str) -> None:
+    with pytest.raises(KernelError, match=says):
+        call()
