@@ -163,7 +163,9 @@ def read_tsv(path: Path) -> Iterator[tuple[np.ndarray, int]]:
     code = {symbol.encode(): i for i, symbol in enumerate(SYMBOLS)} | {b"]": CLOSE}
     with path.open("rb") as file:
         if file.readline().rstrip(b"\r\n") != b"Source\tTarget":
-            raise NoscratchError(f"{path.name}: the first line of a ListOps file is `Source<tab>Target`. Is it another file?")
+            raise NoscratchError(
+                f"{path.name}: the first line of a ListOps file is `Source<tab>Target`. Is it another file?"
+            )
         for row, line in enumerate(file, start=1):
             source, tab, target = line.rstrip(b"\r\n").partition(b"\t")
             words = source.translate(None, b"()").split()

@@ -78,15 +78,17 @@ class Batch(NamedTuple):
 def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int | None = None) -> Batch:
     """Examples start..stop at `size` pixels with `distractors` distractor snakes (None: the resolution's number)."""
     if size not in PARAMETERS:
-        raise NoscratchError(f"Pathfinder has the resolutions {', '.join(map(str, PARAMETERS))}; got {size}. Choose one of them.")
+        raise NoscratchError(
+            f"Pathfinder has the resolutions {', '.join(map(str, PARAMETERS))}; got {size}. Choose one of them."
+        )
     parameters = PARAMETERS[size]
     if distractors is None:
         distractors = parameters.distractors
     elif distractors < 0:
         raise NoscratchError(f"the number of distractor snakes is 0 or more; got {distractors}")
     count = stop - start
-    batch = Batch(
-        np.empty((count, size, size), np.uint8),
+    layers = np.zeros((count, 3, size, size), np.uint8)  # targets, distractors, markers
+    about = (
         np.empty(count, np.int64),
         np.empty(count, np.int64),
         np.empty((count, 2, CONTOUR_LENGTH, 4), np.int16),
@@ -99,11 +101,19 @@ def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int 
         np.array(parameters.margins),
         _border(size, parameters.padding),
         _marker_stamps(parameters.marker_radius),
-        np.array([parameters.target_contrast, parameters.distractor_contrast]),
         distractors,
-        *batch,
+        layers,
+        *about,
     )
-    return batch
+    contrasts = np.array([parameters.target_contrast, parameters.distractor_contrast, 1.0])[:, None] / 255
+    images = np.empty((count, size, size), np.uint8)
+    shades = np.arange(256)
+    for image, layer in zip(images, layers, strict=True):
+        peak = (layer.max((1, 2)) * contrasts[:, 0]).max()
+        # Each image is stretched to 0..255 (scipy.misc.bytescale, which rounds halves down).
+        table = (shades * contrasts * (255 / peak) + 0.4999).astype(np.uint8)
+        image[:] = np.maximum(np.maximum(table[0][layer[0]], table[1][layer[1]]), table[2][layer[2]])
+    return Batch(images, *about)
 
 
 # ---------------------------------------------------------------- tables
@@ -122,6 +132,7 @@ class Tables(NamedTuple):
     turns: np.ndarray  # (D, C): weight of a turn, in 2^-20
     ring: np.ndarray  # (360, 2) float64: from the first snake's tail to the second's, not rounded
     feet: np.ndarray  # (360, K, 2): ground that must be free for a seed, relative to its tail; the last one repeated
+    sound: np.ndarray  # (360,) bool: whether a seed may point this way, see _is_sound
     room: np.ndarray  # (360, 4): first and last row, first and last column of tails that the first snake may start from
     disc: np.ndarray  # (M, 2): offsets up to `margin` away
 
@@ -158,9 +169,27 @@ def _tables(size: int, margin: int) -> Tables:
         turns,
         np.array([(p.seed_distance * sin(angle), p.seed_distance * cos(angle)) for angle in degrees]).round(9),
         np.stack([np.concatenate([foot, np.repeat(foot[-1:], most - len(foot), 0)]) for foot in feet]),
+        np.array([_is_sound(foot) for foot in feet]),
         np.array(room),
-        np.array([(y, x) for y in range(-margin, margin + 1) for x in range(-margin, margin + 1) if y * y + x * x <= margin**2]),
+        np.array(
+            [
+                (y, x)
+                for y in range(-margin, margin + 1)
+                for x in range(-margin, margin + 1)
+                if y * y + x * x <= margin**2
+            ]
+        ),
     )
+
+
+def _is_sound(feet: np.ndarray) -> bool:
+    """Whether a seed's ground reaches into the image from each of its corners.
+
+    Where none of it does, the original finds no free pixel in the whole image ("mystery", in find_available_coordinates: the
+    dilated mask is minus infinity there). So with a margin of 1 most directions are never drawn: snakes start towards the upper
+    left, and many distractors are given up.
+    """
+    return all((np.multiply(feet, corner) >= 0).all(1).any() for corner in ((1, 1), (1, -1), (-1, 1), (-1, -1)))
 
 
 def _move(distance: float, angle: float) -> tuple[int, int]:
@@ -211,7 +240,9 @@ def _marker_stamps(radius: float) -> np.ndarray:
 
 
 def _shrink(images: np.ndarray, size: int) -> np.ndarray:
-    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)) for image in images])
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)) for image in images]
+    )
 
 
 def _border(size: int, padding: int) -> np.ndarray:
@@ -307,7 +338,7 @@ def _grow_targets(state: np.ndarray, t: Tables, occupied: np.ndarray, targets: n
     for _ in range(PADDLE_TRIALS):
         degree = below(state, 360)
         first_y, last_y, first_x, last_x = t.room[degree]
-        if last_y < first_y or last_x < first_x:
+        if not t.sound[degree] or last_y < first_y or last_x < first_x:
             return False
         y = first_y + below(state, last_y - first_y + 1)
         x = first_x + below(state, last_x - first_x + 1)
@@ -368,7 +399,7 @@ def _grow_distractor(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: 
     before = occupied.copy()
     for _ in range(PADDLE_TRIALS):
         degree = below(state, 360)
-        if 100 * (occupied <= FREE).sum() < size * size:
+        if not t.sound[degree] or 100 * (occupied <= FREE).sum() < size * size:
             return False
         tail = _free_tail(state, occupied, t.feet[degree])
         if tail < 0:
@@ -398,9 +429,8 @@ def _fill(
     margin_list: np.ndarray,
     empty: np.ndarray,
     discs: np.ndarray,
-    contrasts: np.ndarray,
     distractors: int,
-    images: np.ndarray,
+    layers: np.ndarray,
     labels: np.ndarray,
     margins: np.ndarray,
     paddles: np.ndarray,
@@ -410,7 +440,7 @@ def _fill(
     targets = np.empty((2, CONTOUR_LENGTH, 5), np.int64)
     snake = np.empty((DISTRACTOR_LENGTH, 5), np.int64)
     reach = discs.shape[0] // 2
-    for i in range(len(images)):
+    for i in range(len(layers)):
         state = stream(seed, np.uint64(start + i))
         labels[i] = below(state, 2)
         choice = below(state, len(tables))
@@ -419,24 +449,21 @@ def _fill(
         occupied = empty.copy()
         while not _grow_targets(state, t, occupied, targets):
             occupied[:] = empty
-        layers = np.zeros((3, size, size), np.uint8)  # targets, distractors, markers
         for target in targets:
             for y, x, direction, _, _ in target:
-                _stamp(layers[0], t.lines[direction], y, x)
+                _stamp(layers[i, 0], t.lines[direction], y, x)
         for _ in range(distractors):
             for _ in range(SNAKE_TRIALS):
                 if _grow_distractor(state, t, occupied, snake):
                     for y, x, direction, _, _ in snake:
-                        _stamp(layers[1], t.lines[direction], y, x)
+                        _stamp(layers[i, 1], t.lines[direction], y, x)
                     break
         origin = below(state, 2)
         terminal = origin if labels[i] == 1 else 1 - origin
         markers[i, 0] = targets[origin, 0, :2]
         markers[i, 1] = targets[terminal, -1, :2]
         for y, x in markers[i]:
-            _stamp(layers[2], discs[_place(y, reach, size), _place(x, reach, size)], y, x)
-        bright = np.maximum(np.maximum(layers[0] / 255 * contrasts[0], layers[1] / 255 * contrasts[1]), layers[2] / 255)
-        images[i] = (bright * (255 / bright.max()) + 0.5).astype(np.uint8)
+            _stamp(layers[i, 2], discs[_place(y, reach, size), _place(x, reach, size)], y, x)
         for k in range(2):
             for n in range(CONTOUR_LENGTH):
                 y, x, direction = targets[k, n, :3]
