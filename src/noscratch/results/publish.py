@@ -43,19 +43,21 @@ def publish(root: Path) -> list[Path]:
     )
     files = {page.path.removesuffix(".html") + ".md": page.bytes() for page in pages}
     files |= written | dict(board.files(evidence))
-    _check_links(pages, files, root)
+    _check_links(files, root)
     return _replace(root / GENERATED, files)
 
 
-def _check_links(pages: Iterable[Page], files: Mapping[str, bytes], root: Path) -> None:
-    """Every relative link leads to a page, a download or a hand-written page."""
+def _check_links(files: Mapping[str, bytes], root: Path) -> None:
+    """Every relative link leads to a page, a download or a hand-written page; parts are included by pages one level up."""
     targets = {name.removesuffix(".md") + ".html" if name.endswith(".md") else name for name in files}
     targets |= {f"../{path.stem}.html" for path in (root / "site" / "docs").glob("*.md")}
-    for page in pages:
-        for href in re.findall(r'href="([^"]*)"', b"".join([page.bytes()]).decode()):
-            path = unescape(href).partition("#")[0]
-            if path and posixpath.normpath(posixpath.join(posixpath.dirname(page.path), path)) not in targets:
-                raise PublishError(f"every link leads to a page of the site, but {page.path} links to {href}")
+    for name, content in files.items():
+        base = ".." if name.startswith("parts/") else posixpath.dirname(name)
+        for href in re.findall(r'href="([^"]*)"', content.decode()) if name.endswith(".md") else ():
+            path = unescape(href).partition("#")[0].replace("generated/", "", 1) if base == ".." else unescape(href).partition("#")[0]
+            place = path if base == ".." else posixpath.normpath(posixpath.join(base, path))
+            if path and place not in targets:
+                raise PublishError(f"every link leads to a page of the site, but {name} links to {href}")
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:

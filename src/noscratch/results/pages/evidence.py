@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
-from noscratch.results import statistics
+from noscratch.results import claims, statistics
 from noscratch.results.pages.markup import slug
 
 PHASES = ("pretrain", "finetune")
@@ -51,6 +51,11 @@ class Cell:
     @property
     def page(self) -> str:
         return "runs/" + slug(self.name.replace(" ", "-")) + ".html"
+
+    @property
+    def facets(self) -> dict[str, list[str]]:
+        """What a table of runs is filtered by."""
+        return {"tier": [self.tier], "task": [self.task], "backbone": [self.backbone], "protocol": [self.protocol]}
 
     @property
     def group(self) -> Group:
@@ -103,7 +108,9 @@ class Evidence:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.papers = claims.load(root / "claims")
         self.results = _rows(root / "reports" / "results.parquet")
+        self.verdicts = _rows(root / "reports" / "verdicts.parquet")
         self.runs = {run.cell: run for run in map(self._run, self._run_folders())}
         self.tasks = _records(root / "data" / "prepared")
         self.sources = _records(root / "data" / "raw")

@@ -16,6 +16,7 @@ from noscratch.results.pages.markup import (
     Column,
     Html,
     Page,
+    Row,
     backbone_page,
     chip,
     code,
@@ -62,7 +63,7 @@ def results_page(evidence: Evidence) -> Page:
             page.add(smoke_note())
         page.add(_matrix(evidence, tier))
     page.heading("All groups")
-    page.add(group_table(evidence, evidence.groups, "../" * 0, "Every group of runs, finished or not", tools=True))
+    page.add(group_table(evidence, evidence.groups, "", "Every group of runs, finished or not", tools=True))
     return page
 
 
@@ -92,7 +93,7 @@ def _matrix_cell(evidence: Evidence, group: Group) -> Cell:
     about = tag("small", f"{spread}", tag("br"), f"n = {s.n} · {group[0]}")
     first = evidence.runs.get(scores[0].cell)
     head = link(first.cell.page, label, title=scores[0].metric) if first else label
-    return Cell(tag("span", head, tag("br"), about, class_="ns-stack"), key=s.mean, kind="ns-few" if s.n < FEW_SEEDS else None)
+    return Cell(tag("span", head, tag("br"), about, class_="ns-stack"), key=s.mean, kind=_hatched(s.n))
 
 
 def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: str, tools: bool = False) -> Html:
@@ -100,34 +101,28 @@ def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: s
     rows = []
     for group in groups:
         tier, task, backbone, protocol = group
-        scores = evidence.scores.get(group, [])
-        summary = summarize(scores) if scores else None
-        metric = scores[0].metric if scores else ""
-        runs = evidence.runs_of(group)
-        value: object = Cell("no score", key="", kind="ns-few ns-quiet")
-        if summary:
-            value = Cell(score(summary.mean, summary.low, summary.high, summary.n, metric, tier), summary.mean, None, "ns-few" if summary.n < FEW_SEEDS else None)
-        rows.append(
-            (
-                Cell(tier_badge(tier), values=tier),
-                Cell(link(up + task_page(task), task), values=task),
-                Cell(link(up + backbone_page(backbone), backbone), values=backbone),
-                protocol,
-                metric,
-                value,
-                Cell(_run_links(runs, up), values=" ".join(sorted({run.state for run in runs}))),
-            )
+        scores, runs = evidence.scores.get(group, []), evidence.runs_of(group)
+        value = Cell("no score", key="", kind="ns-few ns-quiet")
+        if scores:
+            s = summarize(scores)
+            value = Cell(score(s.mean, s.low, s.high, s.n, scores[0].metric, tier), s.mean, _hatched(s.n))
+        cells = (
+            link(up + task_page(task), task),
+            link(up + backbone_page(backbone), backbone),
+            protocol,
+            scores[0].metric if scores else "",
+            value,
+            _run_links(runs, up),
         )
-    columns = [
-        Column("Tier", filter="tier"),
-        Column("Task", filter="task"),
-        Column("Backbone", filter="backbone"),
-        Column("Protocol", filter="protocol"),
-        Column("Metric"),
-        Column("Test score", sort="number"),
-        Column("Runs", filter="state", sort=None),
-    ]
-    return table(columns, rows, caption, tools=tools)
+        states = sorted({run.state for run in runs})
+        rows.append(Row(cells, {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol], "state": states}))
+    columns = ["Task", "Backbone", "Protocol", "Metric", Column("Test score", sort="number"), Column("Runs", sort=None)]
+    facets = ["tier", "task", "backbone", "protocol", "state"] if tools else []
+    return table(columns, rows, caption, facets)
+
+
+def _hatched(n: int) -> str | None:
+    return "ns-few" if n < FEW_SEEDS else None
 
 
 def _run_links(runs: Sequence[Run], up: str) -> Html:

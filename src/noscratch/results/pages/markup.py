@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
 
+# Elements without content or end tag.
+VOID = ("br",)
 SMOKE = "smoke: proof that the machine works, never evidence"
 
 
@@ -40,7 +42,7 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
             continue
         key = key.rstrip("_").replace("_", "-")
         words.append(key if value is True else f'{key}="{escape(str(value))}"')
-    return Html(f"<{' '.join(words)}>{join(children)}</{name}>")
+    return Html(f"<{' '.join(words)}>" + ("" if name in VOID else f"{join(children)}</{name}>"))
 
 
 def link(href: str, *children: object, **attributes: object) -> Html:
@@ -136,58 +138,45 @@ def facts(rows: Mapping[str, object] | Sequence[tuple[str, object]]) -> Html:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column: `filter` names its URL parameter and its selector, `sort` is "text", "number" or none."""
+    """A table's column; `sort` is "text", "number" or none."""
 
     label: str
-    filter: str | None = None
     sort: str | None = "text"
-    priority: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell whose text differs from what it sorts by (`key`) or is filtered by (`values`, separated by blanks)."""
+    """A cell that sorts by something else than its text (`key`; "" goes last) or has a class of its own."""
 
     content: object
     key: object = None
-    values: str | None = None
     kind: str | None = None
 
 
-def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], caption: str, tools: bool = False) -> Html:
-    """A table in a scrolling frame. With `tools` the page's script adds sorting and the columns' filters."""
+@dataclass(frozen=True)
+class Row:
+    """A row and the values that it is filtered by: facet -> values."""
+
+    cells: Sequence[object]
+    facets: Mapping[str, Sequence[str]]
+
+
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: str, facets: Sequence[str] = ()) -> Html:
+    """A table in a scrolling frame. With `facets` the page's script adds their selectors, a search field and sorting."""
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
-    top = tag(
-        "tr",
-        *(
-            tag("th", head.label, scope="col", data_filter=head.filter, data_sort=head.sort, class_=head.priority or None)
-            for head in heads
-        ),
-    )
-    lines = [Html("\n") + _row(heads, row) for row in rows]
-    body = tag("tbody", *map(Html, lines))
-    sheet = tag("table", tag("caption", caption), tag("thead", top), body, class_="ns-table", data_tools=tools)
+    top = tag("tr", *(tag("th", head.label, scope="col", data_sort=head.sort) for head in heads))
+    lines = join((_row(heads, row if isinstance(row, Row) else Row(row, {})) for row in rows), "\n")
+    sheet = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", lines), class_="ns-table", data_facets=" ".join(facets) or None)
     return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=caption)
 
 
-def _row(heads: Sequence[Column], row: Sequence[object]) -> Html:
-    if len(row) != len(heads):
-        raise ValueError(f"a row of {len(row)} cells in a table of {len(heads)} columns")
+def _row(heads: Sequence[Column], row: Row) -> Html:
     cells = []
-    for head, cell in zip(heads, row, strict=True):
-        cell = cell if isinstance(cell, Cell) else Cell(cell)
-        classes = " ".join(filter(None, [head.priority, cell.kind, "ns-number" if head.sort == "number" else None]))
-        cells.append(
-            tag(
-                "td",
-                cell.content,
-                data_key=cell.key,
-                data_values=cell.values,
-                data_label=head.label,
-                class_=classes or None,
-            )
-        )
-    return tag("tr", *cells)
+    for head, given in zip(heads, row.cells, strict=True):
+        cell = given if isinstance(given, Cell) else Cell(given)
+        cells.append(tag("td", cell.content, data_key=cell.key, data_label=head.label, class_=cell.kind))
+    values = json.dumps(row.facets, sort_keys=True) if row.facets else None
+    return tag("tr", *cells, data_values=values)
 
 
 def details(summary: object, *children: object) -> Html:

@@ -12,6 +12,7 @@ from noscratch.results.pages.markup import (
     Column,
     Html,
     Page,
+    Row,
     backbone_page,
     chip,
     code,
@@ -188,17 +189,21 @@ def failures(evidence: Evidence) -> Page:
     page.add(table(["State", "Reason", Column("Runs", sort="number")], summary, "Why runs did not finish"))
     page.heading("Run by run")
     rows = [
-        (
-            chip(run.state),
-            tier_badge(run.cell.tier),
-            link(task_page(run.cell.task), run.cell.task),
-            link(backbone_page(run.cell.backbone), run.cell.backbone),
-            run.cell.protocol,
-            link(run.cell.page, f"seed {run.cell.seed}"),
-            Cell(run.reason, kind="ns-wide"),
+        Row(
+            (
+                chip(run.state),
+                tier_badge(run.cell.tier),
+                link(task_page(run.cell.task), run.cell.task),
+                link(backbone_page(run.cell.backbone), run.cell.backbone),
+                run.cell.protocol,
+                link(run.cell.page, f"seed {run.cell.seed}"),
+                Cell(run.reason, kind="ns-wide"),
+            ),
+            {"state": [run.state], **run.cell.facets},
         )
         for run in bad
     ]
-    columns = [Column(name, filter=name.lower()) for name in ("State", "Tier", "Task", "Backbone", "Protocol")]
-    page.add(table([*columns, "Run", "Reason"], rows, f"{len(bad)} of {len(evidence.runs)} runs did not finish", tools=True))
+    columns = ["State", "Tier", "Task", "Backbone", "Protocol", "Run", "Reason"]
+    caption = f"{len(bad)} of {len(evidence.runs)} runs did not finish"
+    page.add(table(columns, rows, caption, facets=["state", "tier", "task", "backbone", "protocol"]))
     return page

@@ -1,0 +1,241 @@
+"""A checkout with results but without training: records, predictions and curves by the contract, reports by collect and judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from noscratch.results import parquet_bytes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXAMPLES = 200
+BLOCKED = "not asked for (network off, no mirror)"
+DIVERGED = "the loss is not finite at step 12"
+
+CLAIMS = """\
+paper: spt
+title: Never Train from Scratch
+arxiv: "2310.02980"
+sources:
+  P1text: the paper's text
+claims:
+  - id: spt-gain
+    version: 1
+    statement: Self-pretraining lifts the Transformer on ListOps by more than 8 points.
+    where: Table 2
+    source: P1text
+    status: S1
+    kind: difference
+    unit: points
+    test: {rule: greater, margin: 0.0, why: the paper's least gain}
+    cells: {backbone: transformer, protocol: spt-masked}
+    against: {backbone: transformer, protocol: scratch}
+    values: {listops: 8.0, pathfinder: 8.0}
+    seeds: 2
+    tier: mini
+  - id: spt-s4d
+    version: 1
+    statement: A diagonal state-space model from scratch reaches 60.2 on ListOps.
+    where: Table 1
+    source: P1text
+    status: S1
+    kind: accuracy
+    unit: percent
+    test: {rule: equivalent, margin: 2.0, why: twice the spread over seeds that the paper reports}
+    cells: {backbone: s4d, protocol: scratch}
+    values: {listops: 60.2}
+    seeds: 2
+    tier: mini
+  - id: spt-cola
+    version: 1
+    statement: The Transformer from scratch does not solve CoLA.
+    where: Section 4
+    source: P1text
+    status: S1
+    kind: accuracy
+    unit: percent
+    test: {rule: less, margin: 5.0, why: half of what a pretrained model gains}
+    cells: {backbone: transformer, protocol: scratch}
+    values: {cola: 20.0}
+    seeds: 2
+    tier: mini
+  - id: spt-image
+    version: 1
+    statement: S4 from scratch reaches 88.65 on sequential images.
+    where: Table 1
+    source: P1text
+    status: S1
+    kind: accuracy
+    unit: percent
+    test: {rule: equivalent, margin: 1.0, why: the spread over seeds}
+    cells: {backbone: s4, protocol: scratch}
+    values: {image: 88.65}
+    seeds: 3
+    tier: paper
+"""
+
+
+def checkout(root: Path) -> Path:
+    """The repository's hand-written site, a small ledger, and 30 smoke runs of which some did not finish; reports collected."""
+    shutil.copytree(REPOSITORY / "site", root / "site", ignore=shutil.ignore_patterns("generated", ".generated-*"))
+    (root / "claims").mkdir()
+    (root / "claims" / "spt.yaml").write_text(CLAIMS, encoding="utf-8")
+    source(root, "cola", "blocked", BLOCKED)
+    source(root, "imdb", "done", None)
+    for name, classes in {"listops": 10, "pathfinder": 2}.items():
+        prepared(root, name, classes)
+    prepared(root, "cola", 2, state="blocked", reason=f"cola: {BLOCKED}")
+    folders = []
+    for task in ("cola", "listops", "pathfinder"):
+        for backbone in ("s4d", "transformer"):
+            for protocol in ("scratch", "spt-causal", "spt-masked"):
+                for seed in (0, 1) if task != "cola" else (0,):
+                    state, reason = "done", None
+                    if task == "cola":
+                        state, reason = "blocked", f"cola: {BLOCKED}"
+                    elif (task, backbone, protocol, seed) == ("pathfinder", "s4d", "spt-causal", 1):
+                        state, reason = "diverged", DIVERGED
+                    folders += run(root, "smoke", task, backbone, protocol, seed, state, reason)
+    report(root, folders)
+    return root
+
+
+def report(root: Path, folders: list[Path]) -> None:
+    from noscratch.results.collect import collect
+    from noscratch.results.judge import judge
+
+    collect(folders, root / "reports")
+    judge(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
+
+
+def source(root: Path, name: str, state: str, reason: str | None) -> None:
+    record(root / "data" / "raw" / name, "fetch", name, {"source": name}, {}, state, reason, {"source": name, "form": "official archive"})
+
+
+def prepared(root: Path, task: str, classes: int, state: str = "done", reason: str | None = None) -> None:
+    folder = root / "data" / "prepared" / task
+    folder.mkdir(parents=True)
+    labels = {str(c): EXAMPLES // classes for c in range(classes)}
+    lengths = {"min": 32, "mean": 100.5, "max": 256}
+    split = {"examples": EXAMPLES, "tokens": 20100, "lengths": lengths, "labels": labels}
+    result = {"vocabulary": 18, "length": 256, "splits": {name: split for name in ("train", "validation", "test")}}
+    if state == "done":
+        (folder / "meta.json").write_text(json.dumps({"task": task, "kind": "classification", "classes": classes}), encoding="utf-8")
+    record(folder, "prepare", task, {"task": task, "data": {}}, {}, state, reason, result)
+
+
+def run(
+    root: Path,
+    tier: str,
+    task: str,
+    backbone: str,
+    protocol: str,
+    seed: int,
+    state: str = "done",
+    reason: str | None = None,
+    skill: float | None = None,
+    steps: int = 20,
+) -> list[Path]:
+    """The folders of a run's phases: pretraining where the protocol has it, then fine-tuning."""
+    cell = {"tier": tier, "task": task, "backbone": backbone, "protocol": protocol, "seed": seed}
+    place = root / "data" / "runs" / tier / task / backbone / protocol / f"seed{seed}"
+    draw = np.random.default_rng(int.from_bytes(hashlib.sha256(json.dumps(cell).encode()).digest()[:8], "big"))
+    folders, needs = [], {"prepared": _address(task)}
+    for phase in ("pretrain", "finetune") if protocol.startswith("spt") else ("finetune",):
+        folder = place / phase
+        folder.mkdir(parents=True)
+        name = "-".join([phase, *map(str, cell.values())])
+        settings = {
+            "phase": phase,
+            **cell,
+            "objective": "classify" if phase == "finetune" else "masked",
+            "model": {"d_model": 32, "layers": 2, "dropout": 0.0},
+            "train": {"steps": steps, "batch_tokens": 2048, "lr": 1e-3, "schedule": "cosine"},
+            "dtype": "float32",
+            "threads": 1,
+        }
+        failed = state if phase == "finetune" or state == "blocked" else "done"
+        result = _train(folder, phase, draw, skill, steps) if failed == "done" else {}
+        record(folder, phase, name, settings, needs, failed, reason if failed != "done" else None, result, cell)
+        folders.append(folder)
+        needs = {**needs, "pretrained": _address(name)}
+    return folders
+
+
+def _train(folder: Path, phase: str, draw: np.random.Generator, skill: float | None, steps: int) -> dict[str, Any]:
+    """Write curves and predictions as a run would; return its result, the metrics computed from those predictions."""
+    share = draw.uniform(0.3, 0.6) if skill is None else skill + draw.normal(0, 0.004)
+    lines = ["step,split,metric,value"]
+    evaluated = range(0, steps + 1, max(1, steps // 20))
+    for step in evaluated:
+        loss = 2.3 * np.exp(-2 * step / steps) + 0.4 + 0.05 * draw.random()
+        lines.append(f"{step},train,loss,{loss!r}".replace("np.float64(", "").replace(")", ""))
+        if phase == "finetune":
+            lines.append(f"{step},validation,accuracy,{float(share * (1 - np.exp(-4 * step / steps)) + 0.02 * draw.random())!r}")
+            lines.append(f"{step},validation,loss,{float(loss + 0.1)!r}")
+    (folder / "curves.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "weights.safetensors").write_bytes(draw.bytes(64))
+    counts = {"parameters": 15_890, "steps": steps, "tokens_real": steps * 1990, "tokens_computed": steps * 2048, "flops": 1.5e9 * steps}
+    common = {"phase": phase, "primary": "accuracy", "counts": counts, "kernels": {"s4d_kernel": "fast"}}
+    if phase == "pretrain":
+        selection = {"rule": "last step", "step": steps, "value": 0.9}
+        return {**common, "metrics": {"train": {"accuracy": 0.5, "loss": 0.9}}, "examples": {"train": EXAMPLES}, "selection": selection}
+    columns: dict[str, list[Any]] = {"id": [], "split": [], "target": [], "prediction": []}
+    metrics: dict[str, dict[str, float]] = {}
+    for split in ("validation", "test"):
+        target = draw.integers(0, 2, EXAMPLES).astype(float)
+        prediction = np.where(draw.random(EXAMPLES) < share, target, 1 - target)
+        columns["id"] += [f"{split}-{k}" for k in range(EXAMPLES)]
+        columns["split"] += [split] * EXAMPLES
+        columns["target"] += target.tolist()
+        columns["prediction"] += prediction.tolist()
+        metrics[split] = {"accuracy": float(np.mean(target == prediction)), "loss": 0.7}
+    (folder / "predictions.parquet").write_bytes(parquet_bytes(pa.table(columns)))
+    selection = {"rule": "best validation accuracy, the earlier step at a tie", "step": steps, "value": metrics["validation"]["accuracy"]}
+    return {**common, "metrics": metrics, "examples": dict.fromkeys(metrics, EXAMPLES), "selection": selection}
+
+
+def record(
+    folder: Path,
+    kind: str,
+    name: str,
+    settings: Mapping[str, Any],
+    needs: Mapping[str, str],
+    state: str,
+    reason: str | None,
+    result: Mapping[str, Any],
+    cell: Mapping[str, Any] | None = None,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(folder.iterdir())
+    }
+    content = {
+        "schema": 1,
+        "kind": kind,
+        "address": _address(name),
+        "name": f"{_address(name)}-{kind}-{name}",
+        "cell": cell,
+        "settings": settings,
+        "code": hashlib.sha256(b"code").hexdigest(),
+        "modules": ["noscratch.train", "noscratch.backbones.s4d"],
+        "needs": needs,
+        "inputs": {role: hashlib.sha256(address.encode()).hexdigest() for role, address in needs.items()},
+        "state": state,
+        "reason": reason,
+        "artifacts": artifacts,
+        "result": result if state == "done" else {},
+    }
+    (folder / "record.json").write_text(json.dumps(content, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+
+
+def _address(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
