@@ -6,6 +6,9 @@ be had. What cannot be had is `Blocked`, with its reason; a file that is there b
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noscratch.errors import NoscratchError
-from noscratch.sources import unpack
+from noscratch.sources import download, unpack
 from noscratch.sources.registry import SOURCES, File, Form, Source
 
 AVAILABLE = "available"
@@ -60,23 +63,42 @@ def availability(names: Iterable[str], network: bool, mirror: str | None) -> dic
     return found
 
 
-def fetch(name: str, out: Path, network: bool, mirror: str | None, progress: bool) -> Fetched:
+def fetch(
+    name: str,
+    out: Path,
+    network: bool,
+    mirror: str | None,
+    progress: bool,
+    cache: Path | None = None,
+    digests: Path | None = None,
+) -> Fetched:
     """Write the files of a source into the folder `out`: verified, under the names of its form, all or none.
 
     GLUE tasks end as <split>.tsv; IMDB as its archive. progress: show a bar where a terminal is.
+    cache: a folder that keeps downloads between calls, so that a killed one goes on; without it they live in `out` and
+    end with the call. digests: the JSON file with the digests of what has no published one: recorded when first seen,
+    compared from then on; without it such a source is refused.
     Raises Blocked where it cannot be had, NoscratchError where a file is not the listed one or cannot be written.
     """
-    way = _ways(_source(name), network, mirror)[0]
+    ways = _ways(_source(name), network, mirror)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out) as scratch:
-        work = Path(scratch)
-        for file, place in zip(way.form.files, way.places, strict=True):
-            assert isinstance(place, Path)
-            _take(file, place, work)
-        files = {output: unpack.digest(work / output) for output in way.form.outputs}
-        for output in way.form.outputs:
-            (work / output).replace(out / output)
-    return Fetched(way.form.label, way.origin, files)
+    reasons = []
+    for way in ways:
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out) as scratch:
+            work = Path(scratch)
+            try:
+                origins = [
+                    _take(file, way.form.label, place, work, cache or work / "cache", digests, progress)
+                    for file, place in zip(way.form.files, way.places, strict=True)
+                ]
+            except download.Unreachable as error:
+                reasons.append(str(error))
+                continue
+            files = {output: unpack.digest(work / output) for output in way.form.outputs}
+            for output in way.form.outputs:
+                (work / output).replace(out / output)
+        return Fetched(way.form.label, way.origin + "".join(f" {origin}" for origin in origins if origin), files)
+    raise Blocked("; ".join(reasons))
 
 
 def _source(name: str) -> Source:
@@ -139,13 +161,53 @@ def _size(file: File, place: Path) -> str:
     )
 
 
-def _take(file: File, place: Path, work: Path) -> None:
-    """Bring the outputs of one file of a form into the folder `work`, verified before it is opened."""
-    what = f"{place.name} of the mirror"
-    if file.members:
-        unpack.verify(place, file.bytes, file.sha256, what)
-        unpack.extract(place, file.members, work, file.limits, "ignore")
+def _take(
+    file: File, label: str, place: Path | tuple[str, ...], work: Path, cache: Path, digests: Path | None, progress: bool
+) -> str:
+    """Bring the outputs of one file of a form into `work`, verified before it is opened; the address it came from."""
+    if file.sha256 is None and digests is None:
+        raise NoscratchError(f"{file.name} has no published digest; say where to record the one found (digests)")
+    origin = ""
+    if isinstance(place, tuple):
+        path = cache / (f"{file.sha256[:12]}-{file.name}" if file.sha256 else file.name)
+        with download.bar(file.name, progress) as watch:
+            done = download.download(place, path, file.bytes, file.sha256, watch=watch)
+        origin, found = done.url, (done.bytes, done.sha256)
     else:
+        path = place
+        if not file.members:  # a copy is verified, as the mirror may change; archives are opened where they are
+            path = work / file.name
+            with unpack.disk_errors(file.name):
+                shutil.copyfile(place, path)
+        found = unpack.verify(path, file.bytes, file.sha256, f"{place.name} of the mirror")
+    if file.sha256 is None and digests is not None:
+        _recorded(digests, f"{label}: {file.name}", found)
+    if file.members:
+        unpack.extract(path, file.members, work, file.limits, "ignore")
+    elif path != work / file.name:
         with unpack.disk_errors(file.name):
-            shutil.copyfile(place, work / file.name)
-        unpack.verify(work / file.name, file.bytes, file.sha256, what)
+            shutil.copyfile(path, work / file.name)
+    return origin
+
+
+def _recorded(digests: Path, key: str, found: tuple[int, str]) -> None:
+    """Compare a file with what was recorded when it was first seen; record it when this is the first time."""
+    digests.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(digests.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # sources are fetched in parallel
+        known: dict[str, dict[str, int | str]] = json.loads(digests.read_text("utf-8")) if digests.exists() else {}
+        entry: dict[str, int | str] = {"bytes": found[0], "sha256": found[1]}
+        if key not in known:
+            text = json.dumps({**known, key: entry}, indent=2, sort_keys=True) + "\n"
+            unfinished = digests.with_name(f".{digests.name}.unfinished")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(digests)
+        elif known[key] != entry:
+            raise unpack.DigestError(
+                f"{key} has {found[0]} bytes and sha256 {found[1]}, but {known[key]['bytes']} bytes and "
+                f"{known[key]['sha256']} were recorded in {digests.name} when it was first used; "
+                "it changed since: find out why before removing that entry"
+            )
+    finally:
+        os.close(folder)

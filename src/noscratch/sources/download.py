@@ -1,7 +1,7 @@
 """A file from the network: whole, verified and resumable, or not there at all.
 
-Bytes go to `<name>.part` beside the target, with `<name>.part.json` telling whose they are; the target's name appears by
-one rename, after size and sha256 were compared. A download that was cut, stalled or killed goes on where it stopped
+Bytes go to `<name>.part` beside the target, with `<name>.part.json` telling whose they are; the target's name appears
+by one rename, after size and sha256 were compared. A download that was cut, stalled or killed goes on where it stopped
 (Range with If-Range, RFC 9110 section 14), on any of its addresses when a digest vouches for the result.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPMessage
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from noscratch.errors import NoscratchError
 from noscratch.sources.unpack import DigestError, DiskFull, disk_errors, verify
@@ -57,26 +57,31 @@ class Policy:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What arrived: the address that finished it, size in bytes, sha256."""
+    """What is here now: the address that finished it ("" where it was here already), size in bytes, sha256."""
 
     url: str
     bytes: int
     sha256: str
 
 
+Noted = TypeVar("Noted", str, int)
 Watch = Callable[[int, int | None], None]  # called with the bytes that are here and the bytes that there will be
 
 
 class _Again(Exception):  # noqa: N818
-    """This attempt failed; another may not."""
+    """This attempt failed; another may not. wait: seconds that the server asked for; keep: is the part still good?"""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, keep: bool = True) -> None:
         super().__init__(reason)
         self.wait = wait
+        self.keep = keep
 
 
 class _Other(_Again):
-    """What came is something else than the listed file; what is here of it was thrown away."""
+    """What came is something else than the listed file."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, keep=False)
 
 
 class _Never(Exception):  # noqa: N818
@@ -101,7 +106,7 @@ def download(
     with _alone(target):
         if target.exists():
             with contextlib.suppress(DigestError):
-                return Downloaded(urls[0], *verify(target, size, sha256))
+                return Downloaded("", *verify(target, size, sha256))
             target.unlink()
         part = _Part(target)
         reasons: list[str] = []
@@ -110,10 +115,11 @@ def download(
             failed = spoiled = 0
             while failed < policy.attempts and spoiled < 2:
                 before = part.size
+                expected = size if size is not None else part.noted(url, "bytes", int)
                 try:
-                    if size is not None:
-                        _need_room(part, size - before)
-                    if size is None or before != size:
+                    if expected is not None:
+                        _need_room(part, expected - before)
+                    if expected is None or before != expected:
                         _attempt(url, part, size, sha256, policy, watch)
                     found = _finish(part, target, size, sha256)
                     return Downloaded(url, *found)
@@ -124,9 +130,11 @@ def download(
                     reasons.append(f"{url}: {error}")
                     break
                 except _Again as error:
+                    if not error.keep:
+                        part.discard()
                     if isinstance(error, _Other):
                         other = str(error)
-                        spoiled += before > 0 or "sha256" in other
+                        spoiled += 1
                     failed = 0 if part.size >= before + GAIN else failed + 1
                     if failed == policy.attempts or spoiled == 2:
                         reasons.append(f"{url}: {error}")
@@ -172,24 +180,24 @@ class _Part:
     def size(self) -> int:
         return self.path.stat().st_size if self.path.is_file() else 0
 
-    def validator(self, url: str) -> str | None:
-        """The ETag or date under which the bytes came from `url`; None when they came from elsewhere or it is unknown."""
+    def noted(self, url: str, key: str, kind: type[Noted]) -> Noted | None:
+        """What the note says; None when the bytes came from another address, or there is no such note."""
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
         if not isinstance(note, dict) or note.get("url") != url:
             return None
-        validator = note.get("validator")
-        return validator if isinstance(validator, str) else None
+        value = note.get(key)
+        return value if isinstance(value, kind) else None
 
-    def begin(self, url: str, headers: HTTPMessage) -> None:
+    def begin(self, url: str, headers: HTTPMessage, total: int | None) -> None:
         """Start from nothing: note whose bytes follow."""
         etag = headers.get("ETag")
         # A weak ETag does not promise equal bytes, so it may not stand in If-Range (RFC 9110, 13.1.5).
         validator = etag if etag is not None and etag.startswith('"') else headers.get("Last-Modified")
         self.discard()
-        self.note.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        self.note.write_text(json.dumps({"url": url, "validator": validator, "bytes": total}), encoding="utf-8")
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -198,7 +206,7 @@ class _Part:
 
 def _attempt(url: str, part: _Part, size: int | None, sha256: str | None, policy: Policy, watch: Watch | None) -> None:
     """One request; returns when the part holds every byte that it should."""
-    validator = part.validator(url)
+    validator = part.noted(url, "validator", str)
     if part.size and (validator is None if sha256 is None else size is not None and part.size > size):
         part.discard()  # nothing would vouch for what is put together
     here = part.size
@@ -206,16 +214,16 @@ def _attempt(url: str, part: _Part, size: int | None, sha256: str | None, policy
     if here and validator is not None:
         headers["If-Range"] = validator
     with contextlib.closing(_open(url, headers, policy, "GET")) as answer:
-        total = _total(answer, part, here, size)
+        total = _total(answer, here, size)
         if answer.status == http.HTTPStatus.OK:
             here = 0
         if here == 0:
-            part.begin(url, answer.headers)
+            part.begin(url, answer.headers, total)
             _need_room(part, total or 0)
         _read(answer, part, here, total, policy, watch)
 
 
-def _total(answer: Any, part: _Part, here: int, size: int | None) -> int | None:
+def _total(answer: Any, here: int, size: int | None) -> int | None:
     """Bytes of the whole file by the headers of an answer, after all that they can tell against it. None: not told."""
     headers = answer.headers
     encoding = headers.get("Content-Encoding", "identity").lower()
@@ -230,13 +238,11 @@ def _total(answer: Any, part: _Part, here: int, size: int | None) -> int | None:
     elif answer.status == http.HTTPStatus.PARTIAL_CONTENT and here:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", ""))
         if match is None or int(match[1]) != here or (match[3] != "*" and int(match[2]) + 1 != int(match[3])):
-            part.discard()
-            raise _Again(f"gives the range {headers.get('Content-Range')!r} where byte {here} on was asked for")
+            raise _Again(f"gives the range {headers.get('Content-Range')!r}, not from byte {here} on", keep=False)
         total = size if match[3] == "*" else int(match[3])
     else:
         raise _Again(f"answers {answer.status} to a request for the whole file")
     if size is not None and total is not None and total != size:
-        part.discard()
         raise _Other(f"has {total} bytes, expected {size}")
     return size if size is not None else total
 
@@ -250,11 +256,9 @@ def _read(answer: Any, part: _Part, here: int, total: int | None, policy: Policy
             if not piece:
                 break
             if here == 0 and piece.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-                part.discard()
-                raise _Again("an HTML page instead of the file")
+                raise _Again("an HTML page instead of the file", keep=False)
             here += len(piece)
             if total is not None and here > total:
-                part.discard()
                 raise _Other(f"has more than {total} bytes, expected {total}")
             with disk_errors(part.path.name.removesuffix(".part")):
                 file.write(piece)
@@ -281,7 +285,6 @@ def _finish(part: _Part, target: Path, size: int | None, sha256: str | None) -> 
     try:
         found = verify(part.path, size, sha256, target.name)
     except DigestError as error:
-        part.discard()
         raise _Other(str(error).partition("; ")[0]) from error
     os.replace(part.path, target)
     part.note.unlink(missing_ok=True)
@@ -314,7 +317,7 @@ def _open(url: str, headers: dict[str, str], policy: Policy, method: str) -> Any
             wait = told.get("Retry-After", "")
             raise _Again(f"answers {status}", float(wait) if wait.isdecimal() else 0.0)
         elif status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise _Other("has fewer bytes than were here already")
+            raise _Again("has fewer bytes than were here already", keep=False)
         else:
             raise _Never(f"answers {status}")
     raise _Never(f"redirects more than {policy.redirects} times")
@@ -359,6 +362,14 @@ def _need_room(part: _Part, wanted: int) -> None:
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """One download of a target at a time; a second one waits, then finds the file."""
-    with target.with_name(f".{target.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        with path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # The one that held it may have removed it meanwhile: then the lock is on a file that nobody else will see.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return

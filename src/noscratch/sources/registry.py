@@ -21,8 +21,8 @@ class File:
     """One file of a form.
 
     name: what it is called once fetched; bytes, sha256: None where nothing is published. urls: where it is on the
-    network, in order. mirror: its places below the root of a mirror, in order. members: what to take out of it (nothing:
-    the file itself is the output). limits: caps of the archive.
+    network, in order. mirror: its places below the root of a mirror, in order. members: what to take out of it
+    (nothing: the file itself is the output). limits: caps of the archive.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Form:
 class Source:
     """A source of data.
 
-    edition changes only when the accepted content changes (it is part of addresses); forms stand in order of preference;
-    blocked: why it cannot be had at all, for a source that is documented without being provided.
+    edition changes only when the accepted content changes (it is part of addresses); forms stand in order of
+    preference; blocked: why it cannot be had at all, for a source that is documented without being provided.
     """
 
     name: str

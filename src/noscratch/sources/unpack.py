@@ -1,8 +1,8 @@
 """Archives read member by member, nothing taken on trust.
 
 An archive is hashed before it is opened (`verify`), then walked once, front to back (`members`). Only regular files
-come out; a link, a device, an absolute name, a `..`, a name that comes twice, too many members or too many bytes end the
-walk with an error. `extract` writes under names of our own, from a table: no name in an archive ever becomes a path.
+come out; a link, a device, an absolute name, a `..`, a name that comes twice, too many members or too many bytes end
+the walk with an error. `extract` writes under names of our own, from a table: no name in an archive becomes a path.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ArchiveError(NoscratchError):
 
 
 class DigestError(NoscratchError):
-    """A file whose size or sha256 is not the listed one."""
+    """A file whose size or sha256 is not the listed or recorded one."""
 
 
 class DiskFull(NoscratchError):  # noqa: N818
@@ -58,8 +58,8 @@ class Member:
     """One output of an archive.
 
     name: the file that is written. paths: where it stands in the archive, the preferred place first (official archives
-    nest their roots differently). folder: the paths are folders, and every file below goes, in the archive's order, into
-    one uncompressed tar called `name`, so that a set of 200,000 images stays one file.
+    nest their roots differently). folder: the paths are folders, and every file below goes, in the archive's order,
+    into one uncompressed tar called `name`, so that a set of 200,000 images stays one file.
     """
 
     name: str
