@@ -8,6 +8,7 @@ A fault is a function of the request; each path of the server has a list of them
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 import socket
@@ -74,10 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         owner: FaultServer = self.server.owner
         self.close_connection = True
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client gives up, as it should
             owner.fault(self.path)(Request(self, owner))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client gave up, as it should with some faults
 
     do_HEAD = do_GET  # noqa: N815
 

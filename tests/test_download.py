@@ -101,7 +101,7 @@ FAULTS: list[tuple[str, Sequence[fs.Fault], object, str]] = [
     ("range from the start", [fs.cut(90_000), fs.partial("bytes 0-{last}/{size}"), fs.good], HEALED, ""),
     ("range not told", [fs.cut(90_000), fs.partial(None), fs.good], HEALED, ""),
     ("range unreadable", [fs.cut(90_000), fs.partial("bytes all"), fs.good], HEALED, ""),
-    ("range of another size", [fs.cut(90_000), fs.partial("bytes {start}-199999/300000")], OTHER, "300000|answers 206"),
+    ("range of another size", [fs.cut(90_000), fs.partial("bytes {start}-299999/300000"), fs.good], HEALED, ""),
     ("range with an end of its own", [fs.cut(90_000), fs.partial("bytes {start}-95000/{size}"), fs.good], HEALED, ""),
     ("range of unknown size", [fs.cut(90_000), fs.partial("bytes {start}-{last}/*")], HEALED, ""),
     (
@@ -171,7 +171,7 @@ def test_fault_is_healed_or_refused(
     waits: list[float] = []
     slow = any(fault is fs.drip or "stall" in getattr(fault, "__qualname__", "") for fault in faults)
     url = server.script(faults)
-    patience = policy(waits, stall=0.4 if slow else 20.0, attempts=2 if slow else 3)
+    patience = policy(waits, stall=1.0 if slow else 20.0, attempts=2 if slow else 3)
     if outcome is HEALED:
         done = download([url], target, SIZE, DIGEST, patience)
         assert done == Downloaded(url, SIZE, DIGEST)
