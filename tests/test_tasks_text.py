@@ -1,4 +1,4 @@
-"""Text: the archive of reviews is streamed, checked, turned into bytes; on small archives and the real one if present."""
+"""Text: the archive of reviews is streamed, checked, turned into bytes; small archives and the real one if present."""
 
 from __future__ import annotations
 
