@@ -95,16 +95,7 @@ class S4D(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """u (B, H, L), zero at padded positions, to (B, H, L)."""
         dt, A, B, C = self.system()
-        directions = len(C)
-        kernels = ssm.s4d_kernel(
-            dt.repeat(directions),
-            A.repeat(directions, 1),
-            B.repeat(directions, 1),
-            C.flatten(0, 1),
-            u.shape[-1],
-            self.config.discretization,
-            backend=self.backend,
-        ).unflatten(0, (directions, -1))
+        kernels = ssm.s4d_kernel(dt, A, B, C, u.shape[-1], self.config.discretization, backend=self.backend)
         reverse = None if self.causal else kernels[1]
         return conv.long_conv(u, kernels[0], self.D, reverse, backend=self.backend)
 
@@ -140,7 +131,7 @@ class S4DBlock(nn.Module):
     def kernels(self) -> dict[str, str]:
         device, backend = self.mix.weight.device, self.ssm.backend
         return {
-            "s4d_kernel": resolve("s4d_kernel", backend, ssm.S4D_KERNEL_BACKENDS, device),
+            "s4d_kernel": resolve("s4d_kernel", backend, ssm.KERNEL_BACKENDS, device),
             "long_conv": resolve("long_conv", backend, conv.LONG_CONV_BACKENDS, device),
         }
 

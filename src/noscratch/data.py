@@ -1,0 +1,162 @@
+"""Prepared examples: one split memory-mapped at a time, and batches as a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noscratch.errors import NoscratchError
+
+WINDOW = 64
+"""Batches per shuffled window, within which examples are sorted by length: longer windows pad less, but mix less."""
+
+ORDER, MASK = 1, 2
+"""First keys of `uniform`: what the numbers are for."""
+
+
+class DataError(NoscratchError):
+    """A prepared task that is missing or not in the form that `prepare` writes."""
+
+
+def uniform(*keys: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each combination of keys, broadcast; a pure function of them on every platform.
+
+    The finalizer of SplitMix64 (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195) folded over the keys.
+    """
+    state = np.zeros(1, np.uint64)
+    for key in keys:
+        state = (state ^ np.asarray(key, np.int64).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def read_meta(prepared: Path) -> dict[str, Any]:
+    """meta.json of a prepared task."""
+    path = prepared / "meta.json"
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"A prepared task has a meta.json; reading {path} gave: {error}. Run `noscratch prepare` again."
+        ) from error
+    return meta
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right to the longest of them."""
+
+    index: NDArray[np.int64]
+    """(B,): which examples of the split."""
+    tokens: Tensor
+    """(B, L), int64; 0 at padding."""
+    mask: Tensor
+    """(B, L), bool; True at real tokens."""
+    label: Tensor
+    """(B,): int64 class or float32 value."""
+    real: int
+    """Number of real tokens."""
+
+    def to(self, device: torch.device) -> Batch:
+        tokens, mask, label = (part.to(device, non_blocking=True) for part in (self.tokens, self.mask, self.label))
+        return Batch(self.index, tokens, mask, label, self.real)
+
+
+class Split:
+    """One split of a prepared task. Only its own file is opened; tokens stay on disk until a batch needs them."""
+
+    def __init__(self, prepared: Path, name: str) -> None:
+        self.name = name
+        path = prepared / f"{name}.arrow"
+        try:
+            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            tokens = self._table.column("tokens").combine_chunks()
+            offsets, values = tokens.offsets.to_numpy(), tokens.values.to_numpy()
+            labels = self._table.column("label").to_numpy()
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise DataError(
+                f"A prepared split is an Arrow file with id, tokens and label; reading {path} gave: {error}. "
+                "Run `noscratch prepare` again."
+            ) from error
+        self._offsets: NDArray[np.int32] = offsets
+        self._values: NDArray[np.uint16] = values
+        self._labels: NDArray[Any] = labels
+        self.lengths: NDArray[np.int64] = np.diff(offsets).astype(np.int64)
+        if not len(self.lengths) or self.lengths.min() < 1:
+            raise DataError(f"A split has examples, each of at least one token; {path} does not. Prepare it again.")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ids(self) -> list[str]:
+        ids: list[str] = self._table.column("id").to_pylist()
+        return ids
+
+    def targets(self) -> NDArray[np.float64]:
+        """(n,): class indices or values."""
+        return self._labels.astype(np.float64)
+
+    def batch(self, index: NDArray[np.int64]) -> Batch:
+        lengths = self.lengths[index]
+        tokens = np.zeros((len(index), int(lengths.max())), np.int64)
+        mask = np.arange(tokens.shape[1]) < lengths[:, None]
+        for row, example in enumerate(index):
+            start, end = self._offsets[example], self._offsets[example + 1]
+            tokens[row, : end - start] = self._values[start:end]
+        label = torch.from_numpy(self._labels[index])
+        return Batch(index, torch.from_numpy(tokens), torch.from_numpy(mask), label, int(lengths.sum()))
+
+
+def cut(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Consecutive runs of `order`, whose lengths ascend, as long as count times longest stays within batch_tokens.
+
+    An example that is longer than batch_tokens is a batch by itself.
+    """
+    batches, start = [], 0
+    for end, length in enumerate(lengths[order].tolist()):
+        if end > start and (end + 1 - start) * length > batch_tokens:
+            batches.append(order[start:end])
+            start = end
+    return [*batches, order[start:]]
+
+
+def epoch_batches(lengths: NDArray[np.int64], batch_tokens: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Every example once, in batches of similar length: shuffle, sort within windows, cut, shuffle the batches."""
+    n = len(lengths)
+    order = np.argsort(uniform(ORDER, seed, epoch, np.arange(n)), kind="stable")
+    window = max(1, int(WINDOW * batch_tokens / lengths.mean()))
+    batches: list[NDArray[np.int64]] = []
+    for start in range(0, n, window):
+        part = order[start : start + window]
+        batches += cut(part[np.argsort(lengths[part], kind="stable")], lengths, batch_tokens)
+    shuffled = np.argsort(uniform(ORDER, seed, epoch, n + np.arange(len(batches))), kind="stable")
+    return [batches[i] for i in shuffled]
+
+
+def training_batches(
+    lengths: NDArray[np.int64], batch_tokens: int, seed: int, step: int
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """(epoch, number of batches in the epoch, examples) for `step`, step + 1, ... without end."""
+    epoch = 0
+    while True:
+        batches = epoch_batches(lengths, batch_tokens, seed, epoch)
+        for index in batches[step:]:
+            yield epoch, len(batches), index
+        step = max(0, step - len(batches))
+        epoch += 1
+
+
+def evaluation_batches(lengths: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Every example once, sorted by length."""
+    return cut(np.argsort(lengths, kind="stable"), lengths, batch_tokens)

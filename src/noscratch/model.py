@@ -1,0 +1,125 @@
+"""The network around a backbone: embed, N blocks, norm, head. What a task needs is read from its meta.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noscratch import backbones
+
+PIXEL_VALUES = 256
+
+
+class TokenEmbedding(nn.Module):
+    """Rows of a table; hidden positions get the mask token's row, padding is zero."""
+
+    def __init__(self, vocabulary: int, pad: int, mask: int, d_model: int) -> None:
+        super().__init__()
+        self.mask = mask
+        self.table = nn.Embedding(vocabulary, d_model, padding_idx=pad)
+
+    def forward(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        return self.table(tokens if hidden is None else tokens.masked_fill(hidden, self.mask))
+
+
+class PixelEmbedding(nn.Module):
+    """A linear map of two channels: the value of the pixel, 0 where it is hidden, and whether it is hidden.
+
+    The second channel is there in every phase, so that weights are handed over whole.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(2, d_model)
+
+    def forward(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        flag = torch.zeros_like(tokens, dtype=torch.bool) if hidden is None else hidden
+        value = pixel_value(tokens).masked_fill(flag, 0.0)
+        return self.map(torch.stack([value, flag.to(value.dtype)], dim=-1))
+
+
+def pixel_value(tokens: Tensor) -> Tensor:
+    """0 ... 255 to [-1, 1]: as if the mean were 0.5 and the standard deviation 0.5 of [0, 1]."""
+    return tokens.float() / (PIXEL_VALUES - 1) * 2.0 - 1.0
+
+
+class Model(nn.Module):
+    """tokens (B, L) and mask (B, L) to features (B, L, D), and features to outputs.
+
+    Dropout acts on the embedded input and on the features before the head; what is inside a block is the block's.
+    """
+
+    def __init__(
+        self, embed: nn.Module, blocks: list[nn.Module], d_model: int, outputs: int, dropout: float, causal: bool
+    ) -> None:
+        super().__init__()
+        self.embed, self.blocks, self.causal = embed, nn.ModuleList(blocks), causal
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(d_model, outputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Features (B, L, D). hidden (B, L), bool: the positions whose content is concealed."""
+        x = self.dropout(self.embed(tokens, hidden))
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.dropout(self.norm(x))
+
+    def pool(self, features: Tensor, mask: Tensor) -> Tensor:
+        """(B, D): the mean over real positions or, in a causal model, the last real one, which alone has seen all."""
+        if self.causal:
+            return features[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        weights = mask.to(features.dtype).unsqueeze(-1)
+        return (features * weights).sum(1) / weights.sum(1)
+
+    def kernels(self) -> dict[str, str]:
+        """The form of every kernel that the blocks run."""
+        return {name: form for block in self.blocks for name, form in block.kernels.items()}  # type: ignore[operator, union-attr]
+
+
+def outputs(meta: Mapping[str, Any], objective: str) -> int:
+    """The width of the head: classes, 1 for a regression or pixels under L1, else the values of an element."""
+    if objective == "classify":
+        assert meta["kind"] == "classification" or meta["classes"] == 1, meta["classes"]
+        return int(meta["classes"])
+    assert objective in ("masked", "causal"), objective
+    if meta["inputs"] == "pixels":
+        assert meta["vocabulary"] == PIXEL_VALUES, meta["vocabulary"]
+        return 1 if meta["pretraining"]["loss"] == "l1" else PIXEL_VALUES
+    assert meta["pretraining"]["loss"] == "cross-entropy", "tokens have no distance for an L1 loss"
+    return int(meta["vocabulary"])
+
+
+def is_causal(backbone: backbones.Backbone, protocol: str) -> bool:
+    """spt-causal runs both of its phases causally, the other protocols only where the backbone knows nothing else."""
+    causal = protocol == "spt-causal" or not backbone.BIDIRECTIONAL_OK
+    backbones.require(
+        backbone.CAUSAL_OK or not causal,
+        f"Protocol {protocol} needs a causal backbone; {backbone.__name__} is bidirectional only. "  # type: ignore[attr-defined]
+        "Take it out of that block of the grid.",
+    )
+    return causal
+
+
+def build_model(meta: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> Model:
+    """The model of one phase, its parameters drawn from `seed` alone."""
+    backbone = backbones.load(settings["backbone"])
+    config = backbones.configure(backbone, settings["backbone_config"])
+    causal = is_causal(backbone, settings["protocol"])
+    size, objective = settings["model"], settings["objective"]
+    d_model = int(size["d_model"])
+    assert not (objective == "causal" and not causal), "next-element prediction needs a causal model"
+    torch.default_generator.manual_seed(seed)
+    embed: nn.Module
+    if meta["inputs"] == "pixels":
+        embed = PixelEmbedding(d_model)
+    else:
+        embed = TokenEmbedding(meta["vocabulary"], meta["pad"], meta["mask"], d_model)
+    blocks = [
+        backbone.build(config, d_model, meta["length"], causal, backend=settings["backend"])
+        for _ in range(size["layers"])
+    ]
+    return Model(embed, blocks, d_model, outputs(meta, objective), size["dropout"], causal)

@@ -1,0 +1,83 @@
+"""What a phase is trained on: classes or values of whole sequences, hidden elements, or the next element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from noscratch.data import MASK, Batch, uniform
+from noscratch.errors import NoscratchError
+from noscratch.model import Model, pixel_value
+
+
+class Outcome(NamedTuple):
+    total: Tensor
+    """Sum of the losses, a float32 scalar."""
+    terms: int
+    """Number of losses in the sum, and of rows that went through the head: sequences or predicted elements."""
+    units: int
+    """What the batch weighs in an epoch: sequences, or real tokens for the element-wise objectives."""
+    output: Tensor
+    """What the head gave, (terms, outputs)."""
+
+
+def outcome_of(model: Model, batch: Batch, objective: str, meta: Mapping[str, Any], seed: int, epoch: int) -> Outcome:
+    """Loss of one batch, on the device of its tokens, under "classify", "masked" or "causal"."""
+    if objective == "classify":
+        return classify(model, batch, meta["kind"])
+    if objective == "masked":
+        hidden = hidden_positions(batch.mask, batch.index, meta["pretraining"]["ratio"], seed, epoch)
+        features = model(batch.tokens, batch.mask, hidden.to(batch.tokens.device))
+        return _elements(model, features, batch, hidden, batch.tokens, meta["pretraining"]["loss"])
+    assert objective == "causal", objective
+    # Position l predicts element l + 1, wherever that is real.
+    known = batch.mask.clone()
+    known[:, :-1], known[:, -1] = batch.mask[:, 1:], False
+    features = model(batch.tokens, batch.mask)
+    return _elements(model, features, batch, known, batch.tokens.roll(-1, dims=1), meta["pretraining"]["loss"])
+
+
+def classify(model: Model, batch: Batch, kind: str) -> Outcome:
+    """Cross-entropy of the class, or squared error of the value, of whole sequences."""
+    output = model.head(model.pool(model(batch.tokens, batch.mask), batch.mask)).float()
+    if kind == "classification":
+        total = functional.cross_entropy(output, batch.label, reduction="sum")
+    else:
+        total = functional.mse_loss(output.squeeze(-1), batch.label.float(), reduction="sum")
+    return Outcome(total, len(batch.index), len(batch.index), output)
+
+
+def hidden_positions(mask: Tensor, index: NDArray[np.int64], ratio: float, seed: int, epoch: int) -> Tensor:
+    """(B, L), bool: each real position independently with probability `ratio`, at least one per sequence.
+
+    A pure function of (seed, epoch, index of the example, position): neither the batch nor its padding matters.
+    """
+    if not 0.0 < ratio <= 1.0:
+        raise NoscratchError(
+            f"A masked objective hides a share of positions in (0, 1]; got {ratio}: nothing would be learned. "
+            "Correct the pretraining of the task's SPEC."
+        )
+    real = mask.cpu().numpy()
+    drawn = np.where(real, uniform(MASK, seed, epoch, index[:, None], np.arange(real.shape[1])), 1.0)
+    hidden = drawn < ratio
+    none = ~hidden.any(axis=1)
+    hidden[none, drawn[none].argmin(axis=1)] = True
+    return torch.from_numpy(hidden)
+
+
+def _elements(model: Model, features: Tensor, batch: Batch, chosen: Tensor, target: Tensor, loss: str) -> Outcome:
+    """Losses at the chosen (B, L) positions only, the head included."""
+    rows = chosen.flatten().nonzero().squeeze(-1).to(features.device)
+    output = model.head(features.flatten(0, 1)[rows]).float()
+    wanted = target.flatten()[rows]
+    if loss == "l1":
+        total = functional.l1_loss(output.squeeze(-1), pixel_value(wanted), reduction="sum")
+    else:
+        total = functional.cross_entropy(output, wanted, reduction="sum")
+    return Outcome(total, len(rows), batch.real, output)
