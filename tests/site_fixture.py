@@ -82,8 +82,20 @@ claims:
 """
 
 
-def checkout(root: Path) -> Path:
-    """The repository's hand-written site, a small ledger, and 30 smoke runs of which some did not finish; reports collected."""
+MINI = {
+    ("listops", "transformer", "scratch"): 0.40,
+    ("listops", "transformer", "spt-masked"): 0.60,
+    ("listops", "s4d", "scratch"): 0.45,
+    ("pathfinder", "transformer", "scratch"): 0.60,
+    ("pathfinder", "transformer", "spt-masked"): 0.72,
+}
+
+
+def checkout(root: Path, mini: int = 0) -> Path:
+    """The repository's hand-written site, a small ledger, and 30 smoke runs of which some did not finish; reports collected.
+
+    mini: so many seeds at tier mini too, with scores that support one claim and contradict another.
+    """
     shutil.copytree(REPOSITORY / "site", root / "site", ignore=shutil.ignore_patterns("generated", ".generated-*"))
     (root / "claims").mkdir()
     (root / "claims" / "spt.yaml").write_text(CLAIMS, encoding="utf-8")
@@ -103,6 +115,11 @@ def checkout(root: Path) -> Path:
                     elif (task, backbone, protocol, seed) == ("pathfinder", "s4d", "spt-causal", 1):
                         state, reason = "diverged", DIVERGED
                     folders += run(root, "smoke", task, backbone, protocol, seed, state, reason)
+    for (task, backbone, protocol), skill in MINI.items():
+        for seed in range(mini):
+            folders += run(root, "mini", task, backbone, protocol, seed, skill=skill)
+    for seed in range(mini):
+        folders += run(root, "mini", "cola", "transformer", "scratch", seed, "blocked", f"cola: {BLOCKED}")
     report(root, folders)
     return root
 

@@ -168,7 +168,7 @@ def board(every: Sequence[Judged], up: str) -> Html:
             Cell(tag("span", chip(verdict), pointer(each.headline), class_="ns-stack"), key=VERDICTS.index(verdict)),
             Cell(join([statement, about]), key=claim.id, kind="ns-wide"),
             Cell(_quantities(each, up), kind="ns-wide"),
-            Cell(join([tier_needed(claim), tag("br"), missing]), key=tier_rank(claim)),
+            Cell(tag("span", tier_needed(claim), missing, class_="ns-stack"), key=tier_rank(claim)),
         )
         rows.append(Row(cells, each.facets))
     columns = [Column("Verdict", sort="number"), "Claim", Column("Published, and ours", sort=None), Column("Settled by, and what is missing", sort="number")]
@@ -226,9 +226,10 @@ def ours(row: Mapping[str, Any]) -> Html:
         return chip(row["verdict"])
     low, high = row["interval_low"], row["interval_high"]
     interval = "no interval" if low is None else f"[{number(low, 2)}, {number(high, 2)}]"
-    small = tag("small", f" {interval} n = {row['n']}")
+    small = tag("small", f"{interval} n = {row['n']}")
     hatched = "ns-score ns-few" if low is None or "seeds" in row["missing"] else "ns-score"
-    return tag("span", tag("b", in_unit(row["estimate"], row["unit"], 2)), small, " ", tier_badge(row["tier"]), " ", chip(row["verdict"]), class_=hatched)
+    verdict = Html("") if row["verdict"] == "not-run" else chip(row["verdict"])
+    return tag("span", tag("b", in_unit(row["estimate"], row["unit"], 2)), " ", small, " ", tier_badge(row["tier"]), " ", verdict, class_=hatched)
 
 
 def in_unit(value: float | str, unit: str, digits: int = 4) -> str:
@@ -331,7 +332,7 @@ def _twins(every: Sequence[Judged]) -> list[Html]:
             row = each.best(quantity.name)
             column = quantity.name.rpartition("/")[2]
             value = link(f"../{claim_page(claim.id)}", published(claim, quantity))
-            cell = tag("span", value, tag("br"), ours(row), class_="ns-stack")
+            cell = tag("span", value, ours(row), class_="ns-stack")
             if row["interval_low"] is None:
                 hatched.add(cell)
             line = (quantity.cells[0].backbone, quantity.cells[0].protocol)
@@ -340,7 +341,7 @@ def _twins(every: Sequence[Judged]) -> list[Html]:
     for where, lines in sorted(places.items()):
         columns = sorted({name for cells in lines.values() for name in cells}, key=lambda name: (name == "mean", name))
         rows = [
-            [join([backbone, tag("br"), tag("small", protocol)])]
+            [tag("span", backbone, tag("small", protocol), class_="ns-stack")]
             + [Cell(cells.get(name, ""), kind="ns-few" if cells.get(name) in hatched else None) for name in columns]
             for (backbone, protocol), cells in sorted(lines.items())
         ]

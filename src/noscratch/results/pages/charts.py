@@ -9,11 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from noscratch.results.pages.markup import Html, join, metric_value, number, slug, tag, text
+from noscratch.results.pages.markup import PERCENT, Html, interval_text, join, metric_value, number, slug, tag, text
 
 Points = Sequence[tuple[float, float]]
 # A curve longer than this is thinned to it for the eye; the download has every point.
-MOST_POINTS = 200
+MOST_POINTS = 120
+# With more points than this only the last has its marker.
+MARKED_POINTS = 8
+# Where a metric cannot go: an interval that reaches beyond is cut there, with an arrow.
+BOUNDS = {"accuracy": (0.0, 1.0), "f1": (0.0, 1.0), "matthews": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0)}
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> Html:
@@ -36,7 +40,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
     parts: list[Html] = []
     for y in y_ticks:
         parts.append(_line(left, down(y), width - right, down(y), "ns-grid"))
-        parts.append(_label(left - 7, down(y) + 4, number(y), "end"))
+        parts.append(_label(left - 7, down(y) + 4, _tick(y, y_label), "end"))
     for x in x_ticks:
         parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
     parts.append(_line(left, height - bottom, width - right, height - bottom, "ns-axis"))
@@ -47,42 +51,53 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
         for piece in _pieces(shown):
             path = "M" + "L".join(f"{across(x)} {down(y)}" for x, y in piece)
             parts.append(tag("path", d=path, class_=style))
-        if len(shown) <= 30:
-            parts.extend(_marker(index, across(x), down(y)) for x, y in shown if math.isfinite(y))
+        marked = shown if len(shown) <= MARKED_POINTS else shown[-1:]
+        parts.extend(_marker(index, across(x), down(y)) for x, y in marked if math.isfinite(y))
     last = {name: [f"{metric_value(y, y_label)} at {x_label} {number(x)}" for x, y in points][-1:] for name, points in series.items()}
     description = "; ".join(f"{name} ends at {end[0]}" for name, end in last.items() if end)
     return _figure(title, description, width, height, parts, list(series))
 
 
 def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, float | None, float | None, int]]) -> Html:
-    """One line per row: (label, mean, low, high, n). Without an interval (one seed) the mean is drawn hollow."""
-    if not rows:
-        return Html("")
-    row_height, top, bottom, left, right, width = 26.0, 10.0, 30.0, 196.0, 22.0, 620.0
+    """One line per row: (label, mean, low, high, n). A hollow dot has one seed and no interval."""
+    row_height, top, bottom, left, right, width = 26.0, 10.0, 30.0, 176.0, 26.0, 560.0
     height = top + bottom + row_height * len(rows)
-    edges = [edge for _, mean, low, high, _ in rows for edge in (mean, low, high) if edge is not None]
+    least, most = BOUNDS.get(metric, (-math.inf, math.inf))
+    edges = [min(max(edge, least), most) for _, mean, low, high, _ in rows for edge in (mean, low, high) if edge is not None]
     x_ticks = ticks(min(edges), max(edges), 5)
-    x_low, x_high = x_ticks[0], x_ticks[-1]
 
     def across(x: float) -> float:
-        return round(left + (x - x_low) / (x_high - x_low) * (width - left - right), 1)
+        return round(left + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (width - left - right), 1)
 
     parts = []
     for x in x_ticks:
         parts.append(_line(across(x), top, across(x), height - bottom, "ns-grid"))
-        parts.append(_label(across(x), height - bottom + 17, metric_value(x, metric), "middle"))
+        parts.append(_label(across(x), height - bottom + 17, _tick(x, metric), "middle"))
     for index, (label, mean, low, high, n) in enumerate(rows):
         y = top + row_height * (index + 0.5)
         parts.append(_label(left - 12, y + 4, label, "end", "ns-row-label"))
         if low is not None and high is not None:
-            parts.append(_line(across(low), y, across(high), y, "ns-interval"))
-            for edge in (low, high):
-                parts.append(_line(across(edge), y - 4, across(edge), y + 4, "ns-interval"))
-        spread = "no interval" if low is None or high is None else f"95 % [{metric_value(low, metric)}, {metric_value(high, metric)}]"
-        dot = tag("title", f"{label}: {metric_value(mean, metric)}, {spread}, n = {n}")
-        parts.append(tag("circle", dot, cx=across(mean), cy=y, r=4.5, class_="ns-dot" if low is not None else "ns-dot ns-dot--hollow"))
-    description = f"{len(rows)} rows of {metric} with 95 % intervals over seeds; hollow dots have one seed and no interval"
+            parts.append(_line(across(max(low, least)), y, across(min(high, most)), y, "ns-interval"))
+            parts.append(_end(across(max(low, least)), y, -1 if low < least else 0))
+            parts.append(_end(across(min(high, most)), y, 1 if high > most else 0))
+        hint = tag("title", f"{label}: {metric_value(mean, metric)}, 95 % {interval_text(low, high, metric)}, n = {n}")
+        parts.append(tag("circle", hint, cx=across(mean), cy=y, r=4.5, class_="ns-dot" if low is not None else "ns-dot ns-dot--hollow"))
+    description = (
+        f"{len(rows)} rows: mean {metric} and its 95 % t interval over seeds. Hollow dots have one seed and no interval; an arrow is an "
+        "interval that reaches beyond what the metric can be. The table below has the numbers."
+    )
     return _figure(title, description, width, height, parts, [])
+
+
+def _tick(value: float, metric: str) -> str:
+    return f"{number(100 * value)} %" if metric in PERCENT else number(value)
+
+
+def _end(x: float, y: float, beyond: int) -> Html:
+    """The end of an interval: a bar, or an arrow to the left (-1) or right (1)."""
+    if not beyond:
+        return _line(x, y - 4, x, y + 4, "ns-interval")
+    return tag("path", d=f"M{x} {y - 4.5}L{round(x + 6 * beyond, 1)} {y}L{x} {y + 4.5}Z", class_="ns-arrowhead")
 
 
 def share_bar(title: str, counts: Mapping[str, int]) -> Html:

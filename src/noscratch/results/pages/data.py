@@ -57,10 +57,10 @@ def _source(page: Page, evidence: Evidence, name: str, source: Source | None) ->
         )
     )
     if record and record["artifacts"]:
-        files = [(file, size(f["bytes"]), short(f["sha256"], 64)) for file, f in sorted(record["artifacts"].items())]
+        files = [(file, size(f["bytes"]), code(f["sha256"])) for file, f in sorted(record["artifacts"].items())]
         page.add(table(["File", Column("Size", sort="number"), "sha256"], files, f"What was fetched ({_form(record)}), address {record['address']}"))
     accepted = [
-        (form.label, file.name, size(file.bytes) if file.bytes is not None else "not published", short(file.sha256, 64) if file.sha256 else "first use", form.note)
+        (form.label, file.name, size(file.bytes) if file.bytes is not None else "not published", code(file.sha256) if file.sha256 else "first use", form.note)
         for form in source.forms
         for file in form.files
     ]

@@ -20,7 +20,9 @@ from noscratch.results.pages.markup import (
     backbone_page,
     chip,
     code,
+    difference,
     facts,
+    interval_text,
     join,
     link,
     metric_value,
@@ -73,7 +75,7 @@ def _matrix(evidence: Evidence, tier: str) -> Html:
     lines = sorted({group[2:] for group in groups})
     rows = []
     for backbone, protocol in lines:
-        cells: list[object] = [join([link(backbone_page(backbone), backbone), tag("br"), tag("small", protocol)])]
+        cells: list[object] = [tag("span", link(backbone_page(backbone), backbone), tag("small", protocol), class_="ns-stack")]
         for task in names:
             group = (tier, task, backbone, protocol)
             cells.append(_matrix_cell(evidence, group) if group in groups else Cell("", key=""))
@@ -89,15 +91,17 @@ def _matrix_cell(evidence: Evidence, group: Group) -> Cell:
         return Cell(join(map(chip, states), " "), key="", kind="ns-few")
     s = summarize(scores)
     label = tag("b", metric_value(s.mean, scores[0].metric))
-    spread = "one seed, no interval" if s.low is None or s.high is None else f"{metric_value(s.low, scores[0].metric)} to {metric_value(s.high, scores[0].metric)}"
-    about = tag("small", f"{spread}", tag("br"), f"n = {s.n} · {group[0]}")
+    about = tag("small", f"{interval_text(s.low, s.high, scores[0].metric)} n = {s.n}")
     first = evidence.runs.get(scores[0].cell)
     head = link(first.cell.page, label, title=scores[0].metric) if first else label
-    return Cell(tag("span", head, tag("br"), about, class_="ns-stack"), key=s.mean, kind=_hatched(s.n))
+    return Cell(tag("span", head, about, class_="ns-stack"), key=s.mean, kind=_hatched(s.n))
 
 
-def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: str, tools: bool = False) -> Html:
-    """One row per (tier, task, backbone, protocol): the score with all that belongs to it, and its runs."""
+def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: str, tools: bool = False, without: str = "") -> Html:
+    """One row per (tier, task, backbone, protocol): the score with all that belongs to it, and its runs.
+
+    `without` leaves out the column that the page is about.
+    """
     rows = []
     for group in groups:
         tier, task, backbone, protocol = group
@@ -106,17 +110,19 @@ def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: s
         if scores:
             s = summarize(scores)
             value = Cell(score(s.mean, s.low, s.high, s.n, scores[0].metric, tier), s.mean, _hatched(s.n))
-        cells = (
-            link(up + task_page(task), task),
-            link(up + backbone_page(backbone), backbone),
-            protocol,
-            scores[0].metric if scores else "",
-            value,
-            _run_links(runs, up),
-        )
+        cells = {
+            "Task": link(up + task_page(task), task),
+            "Backbone": link(up + backbone_page(backbone), backbone),
+            "Protocol": protocol,
+            "Metric": scores[0].metric if scores else "",
+            "Test score": value,
+            "Runs": _run_links(runs, up),
+        }
+        cells.pop(without, None)
         states = sorted({run.state for run in runs})
-        rows.append(Row(cells, {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol], "state": states}))
+        rows.append(Row(list(cells.values()), {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol], "state": states}))
     columns = ["Task", "Backbone", "Protocol", "Metric", Column("Test score", sort="number"), Column("Runs", sort=None)]
+    columns = [column for column in columns if column != without]
     facets = ["tier", "task", "backbone", "protocol", "state"] if tools else []
     return table(columns, rows, caption, facets)
 
@@ -203,7 +209,7 @@ def _task_results(page: Page, evidence: Evidence, task: str) -> None:
             rows.append((f"{group[2]}, {group[3]}", s.mean, s.low, s.high, s.n))
         if rows:
             page.add(charts.interval_chart(f"Test {metric}, tier {tier}, mean and 95 % interval over seeds", metric, rows))
-    page.add(group_table(evidence, groups, "../", "The groups behind the chart"))
+    page.add(group_table(evidence, groups, "../", "The groups behind the chart", without="Task"))
     _gains(page, evidence, groups)
 
 
@@ -215,14 +221,14 @@ def _gains(page: Page, evidence: Evidence, groups: Sequence[Group]) -> None:
         if group[3] == "scratch" or group not in evidence.scores or base not in evidence.scores:
             continue
         scores = evidence.scores[group]
-        difference = gain(scores, evidence.scores[base])
-        if difference is None:
+        s = gain(scores, evidence.scores[base])
+        if s is None:
             continue
-        label = score(difference.mean, difference.low, difference.high, difference.n, scores[0].metric, group[0], "shared seeds")
-        rows.append((tier_badge(group[0]), link("../" + backbone_page(group[2]), group[2]), group[3], Cell(label, difference.mean)))
+        label = difference(s.mean, s.low, s.high, s.n, scores[0].metric, group[0])
+        rows.append((link("../" + backbone_page(group[2]), group[2]), group[3], Cell(label, s.mean, _hatched(s.n))))
     if rows:
         page.heading("Against scratch", 3)
-        columns = ["Tier", "Backbone", "Protocol", Column("Difference to scratch", sort="number")]
+        columns = ["Backbone", "Protocol", "Difference to scratch"]
         page.add(table(columns, rows, "Test score minus that of scratch, paired over seeds, with 95 % t intervals"))
 
 
@@ -248,8 +254,8 @@ def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, A
     page.heading("Where it comes from", 3)
     page.add(
         facts([("Address", code(record["address"])), ("Code digest", short(record["code"]))]),
-        table(["Input", "sha256"], [(n, short(d, 64)) for n, d in sorted(record["inputs"].items())], "Inputs"),
-        table(["File", "Bytes", "sha256"], [(n, number(f["bytes"]), short(f["sha256"], 64)) for n, f in sorted(record["artifacts"].items())], "Prepared files"),
+        table(["Input", "sha256"], [(n, code(d)) for n, d in sorted(record["inputs"].items())], "Inputs"),
+        table(["File", "Bytes", "sha256"], [(n, number(f["bytes"]), code(f["sha256"])) for n, f in sorted(record["artifacts"].items())], "Prepared files"),
     )
     page.command(f"noscratch run {record['address']}")
 
@@ -327,7 +333,7 @@ def backbone_detail(evidence: Evidence, backbone: str) -> Page:
     groups = [group for group in evidence.groups if group[2] == backbone]
     if any(group[0] == "smoke" for group in groups):
         page.add(smoke_note())
-    page.add(group_table(evidence, groups, "../", f"Every group of runs with {backbone}"))
+    page.add(group_table(evidence, groups, "../", f"Every group of runs with {backbone}", without="Backbone"))
     sizes = sorted(
         {
             (run.cell.tier, run.cell.task, run.records["finetune"]["result"]["counts"]["parameters"])

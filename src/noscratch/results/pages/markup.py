@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
 
+PERCENT = ("accuracy", "f1")
 # Elements without content or end tag.
 VOID = ("br",)
 SMOKE = "smoke: proof that the machine works, never evidence"
@@ -164,17 +165,18 @@ class Row:
 def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: str, facets: Sequence[str] = ()) -> Html:
     """A table in a scrolling frame. With `facets` the page's script adds their selectors, a search field and sorting."""
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
-    top = tag("tr", *(tag("th", head.label, scope="col", data_sort=head.sort) for head in heads))
-    lines = join((_row(heads, row if isinstance(row, Row) else Row(row, {})) for row in rows), "\n")
+    top = tag("tr", *(tag("th", head.label, scope="col", data_sort=head.sort if facets else None) for head in heads))
+    lines = join((_row(heads, row if isinstance(row, Row) else Row(row, {}), bool(facets)) for row in rows), "\n")
     sheet = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", lines), class_="ns-table", data_facets=" ".join(facets) or None)
     return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=caption)
 
 
-def _row(heads: Sequence[Column], row: Row) -> Html:
+def _row(heads: Sequence[Column], row: Row, labelled: bool) -> Html:
     cells = []
     for head, given in zip(heads, row.cells, strict=True):
         cell = given if isinstance(given, Cell) else Cell(given)
-        cells.append(tag("td", cell.content, data_key=cell.key, data_label=head.label, class_=cell.kind))
+        # On a phone a board's row becomes a card, whose lines need the columns' names.
+        cells.append(tag("td", cell.content, data_key=cell.key, data_label=head.label if labelled else None, class_=cell.kind))
     values = json.dumps(row.facets, sort_keys=True) if row.facets else None
     return tag("tr", *cells, data_values=values)
 
@@ -196,7 +198,7 @@ def number(value: float, digits: int = 4) -> str:
 
 def metric_value(value: float, metric: str) -> str:
     """A metric as the field prints it: accuracy and F1 in percent, correlations and losses as they are."""
-    if metric in {"accuracy", "f1"}:
+    if metric in PERCENT:
         return f"{100 * value:.1f} %"
     return f"{value:.3f}"
 
@@ -212,7 +214,7 @@ def size(count: float) -> str:
 
 def short(digest: str, digits: int = 12) -> Html:
     """A digest, cut for the eye; the whole one is in its title."""
-    return tag("code", digest[:digits] + ("…" if len(digest) > digits else ""), title=digest, class_="ns-digest")
+    return tag("code", digest[:digits] + "…", title=digest, class_="ns-digest")
 
 
 def task_page(task: str) -> str:
@@ -231,11 +233,28 @@ def paper_page(paper: str) -> str:
     return f"papers/{slug(paper)}.html"
 
 
-def score(mean: float, low: float | None, high: float | None, n: int, metric: str, tier: str, unit: str = "seeds") -> Html:
+def score(mean: float, low: float | None, high: float | None, n: int, metric: str, tier: str) -> Html:
     """A number with all that belongs to it: mean, 95 % interval, n and tier. One seed has no interval, and says so."""
-    interval = "no interval" if low is None or high is None else f"[{metric_value(low, metric)}, {metric_value(high, metric)}]"
-    words = f" {interval} n = {n}" if unit == "seeds" else f" {interval} n = {n} {unit}"
-    return tag("span", tag("b", metric_value(mean, metric)), tag("small", words), " ", tier_badge(tier), class_="ns-score")
+    return _score(metric_value(mean, metric), interval_text(low, high, metric), f"n = {n}", tier)
+
+
+def difference(mean: float, low: float | None, high: float | None, n: int, metric: str, tier: str) -> Html:
+    """A difference of two scores, signed; of percentages it is in points."""
+    value, unit = (100 * mean, " points") if metric in PERCENT else (mean, "")
+    digits = 1 if metric in PERCENT else 3
+    scale = 100 if metric in PERCENT else 1
+    spread = "no interval" if low is None or high is None else f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    return _score(f"{value:+.{digits}f}{unit}", spread, f"n = {n} shared", tier)
+
+
+def interval_text(low: float | None, high: float | None, metric: str) -> str:
+    if low is None or high is None:
+        return "no interval"
+    return f"[{metric_value(low, metric).removesuffix(' %')}, {metric_value(high, metric).removesuffix(' %')}]"
+
+
+def _score(value: str, spread: str, count: str, tier: str) -> Html:
+    return tag("span", tag("b", value), " ", tag("small", f"{spread} {count}"), " ", tier_badge(tier), class_="ns-score")
 
 
 def paragraphs(docstring: str) -> Html:

@@ -34,7 +34,7 @@ from noscratch.results.pages.markup import (
 
 PHASE_TITLES = {"pretrain": "Self-pretraining", "finetune": "Fine-tuning"}
 # The rows of the table under a curve; the download has every point.
-TABLE_ROWS = 24
+TABLE_ROWS = 12
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -90,13 +90,13 @@ def _selection(result: Mapping[str, Any]) -> Html:
 
 def _metrics(result: Mapping[str, Any], tier: str) -> Html:
     rows = [
-        (split, metric + (" (primary)" if metric == result["primary"] else ""), metric_value(value, metric), number(examples), "1", tier_badge(tier))
+        (split, metric, tag("b", metric_value(value, metric)) if metric == result["primary"] else metric_value(value, metric), number(examples), "1", tier_badge(tier))
         for split, metrics in sorted(result["metrics"].items())
         for metric, value in sorted(metrics.items())
         for examples in [result["examples"][split]]
     ]
     columns = ["Split", "Metric", Column("Value", sort="number"), Column("Examples", sort="number"), "Seeds", "Tier"]
-    return table(columns, rows, "Metrics of this one run; one seed has no interval, its group on the results page has")
+    return table(columns, rows, "One run, so no interval over seeds; the results page has it")
 
 
 def _curves(run: Run, phase: str) -> list[Html]:
@@ -159,8 +159,8 @@ def _provenance(run: Run, phase: str, record: Mapping[str, Any]) -> list[Html]:
             ("Modules", ", ".join(record["modules"])),
         ]
     )
-    inputs = table(["Input", "sha256"], [(name, short(digest, 64)) for name, digest in sorted(record["inputs"].items())], "Records of its inputs")
-    files = [(name, size(file["bytes"]), short(file["sha256"], 64)) for name, file in sorted(record["artifacts"].items())]
+    inputs = table(["Input", "sha256"], [(name, code(digest)) for name, digest in sorted(record["inputs"].items())], "Records of its inputs")
+    files = [(name, size(file["bytes"]), code(file["sha256"])) for name, file in sorted(record["artifacts"].items())]
     return [about, inputs, table(["File", Column("Size", sort="number"), "sha256"], files, "Files that the run wrote")]
 
 
