@@ -1,8 +1,8 @@
 """Seeded generators of ListOps and Pathfinder: example i of a seed is a pure function of (seed, i).
 
-Each example owns a random stream, so any range of examples can be made alone, in any order, by any number of threads, with the
-same bytes. The streams are SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 14).
-Decisions are drawn with integers only: no result hangs on how a machine rounds.
+Each example owns a random stream, so any range of examples can be made alone, in any order, by any number of threads,
+with the same bytes. The streams are SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators", figure 14), and everything is drawn as an integer.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def bits(state: np.ndarray) -> np.uint64:
 
 
 @njit(nogil=True)
-def below(state: np.ndarray, n: int) -> int:
+def below(state: np.ndarray, n: int) -> np.int64:
     """The next integer uniform on 0..n-1 (n up to 2^32: the bias of the modulus is under 2^-32)."""
     return np.int64(bits(state) % np.uint64(n))
 
 
 def in_parts(make: Callable[[int, int], T], start: int, stop: int, size: int, workers: int = 1) -> Iterator[T]:
-    """`make(first, last)` over start..stop in parts of `size`, in order, on `workers` threads; at most `workers` parts wait.
+    """`make(first, last)` over start..stop in parts of `size`, in order, on `workers` threads.
 
-    The parts do not depend on the number of workers, and neither do the bytes.
+    The parts do not depend on the number of workers; at most that many are held at once.
     """
     edges = [(first, min(first + size, stop)) for first in range(start, stop, size)]
     with ThreadPoolExecutor(workers) as pool:

@@ -1,13 +1,13 @@
-"""ListOps (Nangia and Bowman 2018) with the distribution of Long Range Arena (Tay et al. 2020), and its official text form.
+"""ListOps (Nangia and Bowman 2018) as in Long Range Arena (Tay et al. 2020), and its official text form.
 
-A tree starts at depth 1. Below the greatest depth a node is an operator with probability 1/4, with 2 to `max_arguments`
-arguments; otherwise it is a digit. Its length counts an operator and its closing bracket, never parentheses. A tree is kept
-when min_length < length < max_length.
+A tree starts at depth 1. Above the greatest depth a node is an operator with probability 1/4, with 2 to 10 arguments;
+otherwise it is a digit. Its length counts an operator and its closing bracket, never parentheses. A tree is kept when
+min_length < length < max_length (lra_benchmarks/data/listops.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -26,7 +26,7 @@ _STREAM = int.from_bytes(b"listops")  # apart from the other generator under the
 
 
 class Batch(NamedTuple):
-    """Examples start..stop of one seed: symbols (n, max_length - 1) uint8, right-padded; lengths and labels (n,) int64."""
+    """Examples start..stop of one seed: symbols (n, max_length - 1) uint8, 0 after the end; lengths, labels (n,)."""
 
     symbols: np.ndarray
     lengths: np.ndarray
@@ -34,11 +34,11 @@ class Batch(NamedTuple):
 
 
 def generate(seed: int, start: int, stop: int, min_length: int = 500, max_length: int = 2000) -> Batch:
-    """Examples start..stop (positions in SYMBOLS). Raises NoscratchError when no tree can have a length between the bounds."""
+    """Examples start..stop, as positions in SYMBOLS. Raises NoscratchError where no tree has a length in between."""
     if min_length < 0 or max_length < max(min_length, 3) + 2:
         raise NoscratchError(
-            f"ListOps keeps lengths strictly between min_length and max_length; got {min_length} and {max_length}, which leave "
-            "none of 4 or more. Set max_length at least 2 above min_length, and at least 5."
+            f"ListOps keeps lengths strictly between min_length and max_length; got {min_length} and {max_length}, "
+            "which leave none of 4 or more. Set max_length at least 2 above min_length, and at least 5."
         )
     count = stop - start
     batch = Batch(np.zeros((count, max_length - 1), np.uint8), np.empty(count, np.int64), np.empty(count, np.int64))
@@ -68,7 +68,7 @@ def _fill(
             length = 0
             written = 0
             open_ = 0
-            value = -1
+            value = np.int64(-1)
             while length < max_length and (open_ > 0 or value < 0):
                 draw = bits(state)
                 high = draw >> np.uint64(32)
@@ -113,7 +113,7 @@ def _fill(
 
 
 def evaluate(symbols: Sequence[int]) -> int:
-    """The value of an expression, by the definition. Raises ValueError where the symbols are not one whole expression."""
+    """The value of an expression, by the definition. Raises ValueError where it is not one whole expression."""
     frames: list[list[int]] = [[]]
     for symbol in symbols:
         if symbol < MIN:
@@ -130,7 +130,12 @@ def evaluate(symbols: Sequence[int]) -> int:
     return frames[0][0]
 
 
-_VALUE = {MIN: min, MAX: max, MED: lambda arguments: int(median(arguments)), SM: lambda arguments: sum(arguments) % 10}
+_VALUE: dict[int, Callable[[list[int]], int]] = {
+    MIN: min,
+    MAX: max,
+    MED: lambda arguments: int(median(arguments)),
+    SM: lambda arguments: sum(arguments) % 10,
+}
 
 
 def to_text(symbols: Iterable[int]) -> str:
@@ -156,7 +161,7 @@ def write_tsv(path: Path, examples: Iterable[tuple[Sequence[int], int]]) -> None
 
 
 def read_tsv(path: Path) -> Iterator[tuple[np.ndarray, int]]:
-    """The (symbols uint8, label) rows of an official file, LF or CRLF. A NoscratchError names the first row that breaks a rule.
+    """The (symbols uint8, label) rows of an official file, LF or CRLF. NoscratchError: the first wrong row.
 
     As in Long Range Arena, parentheses are dropped and "]" becomes "X": the operators and "]" alone fix the tree.
     """
@@ -173,7 +178,7 @@ def read_tsv(path: Path) -> Iterator[tuple[np.ndarray, int]]:
             if not tab or len(target) != 1 or not target.isdigit() or unknown is not None or not words:
                 what = f"the symbol {unknown!r}" if unknown is not None else f"the target {target[:20]!r}"
                 raise NoscratchError(
-                    f"{path.name}, row {row}: a row is an expression over {' '.join(SYMBOLS[:CLOSE])} ], a tab and a digit; "
-                    f"got {what}. Download the file again."
+                    f"{path.name}, row {row}: a row is an expression over {' '.join(SYMBOLS[:CLOSE])} ], "
+                    f"a tab and a digit; got {what}. Download the file again."
                 )
             yield np.array([code[word] for word in words], np.uint8), int(target)

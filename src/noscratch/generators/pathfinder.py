@@ -1,13 +1,14 @@
 """Pathfinder (Linsley et al. 2018) with the parameters of Long Range Arena: 32, 64, 128 (Path-X) and 256 pixels.
 
-Two snakes of dashes ("paddles") are grown together, shorter distractor snakes are added, and two discs mark snake ends: the two
-ends of one snake (label 1) or ends of both (label 0). The algorithm is that of github.com/drewlinsley/pathfinder, commit ab9c130,
-with everything in it that shapes the images: coordinates rounded up, the squared-cosine law of turning, occupancy that lags one
-paddle behind, both snakes thrown away when one gets stuck, and the brightness stretch of each image.
+Two snakes of dashes ("paddles") are grown together, shorter distractor snakes are added, and two discs mark snake ends:
+the two ends of one snake (label 1) or one of each (label 0). The algorithm is drewlinsley/pathfinder's, commit ab9c130,
+with everything in it that shapes the images: coordinates rounded up, the squared-cosine law of turning, occupancy that
+lags one paddle behind, both snakes thrown away when one gets stuck, directions that no seed can take where the margin
+is 1, and the brightness stretch of each image.
 
-What makes it fast: a seed points in one of 360 directions and any later paddle ends at one of the few pixels round its anchor,
-so every direction, move, turn weight and antialiased stamp comes from a finite table, and growing a snake touches only the pixels
-under its stamps. Occupancy is in 1/255, as the 8-bit stamps are.
+What makes it fast: a seed points in one of 360 directions and any later paddle ends at one of the few pixels round its
+anchor, so every direction, move, turn weight and antialiased stamp comes from a finite table, and growing a snake
+touches only the pixels under its stamps. Occupancy is in 1/255, as the 8-bit stamps are.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from noscratch.generators import below, stream
 
 @dataclass(frozen=True)
 class Parameters:
-    """One resolution's parameters, in pixels: lra_benchmarks/data/pathfinder.py and the defaults of snakes2_wrapper.py."""
+    """One resolution, in pixels: lra_benchmarks/data/pathfinder.py and the defaults of snakes2_wrapper.py."""
 
     padding: int  # blocked border
     seed_distance: int  # between the first ends of the two snakes
@@ -63,9 +64,9 @@ _STREAM = int.from_bytes(b"pathfndr")  # apart from the other generator under th
 class Batch(NamedTuple):
     """Examples start..stop of one seed.
 
-    images (n, size, size) uint8; labels (n,) int64: 1 where the marks are the ends of one snake; margins (n,) int64;
-    paddles (n, 2, CONTOUR_LENGTH, 4) int16: both target snakes, each paddle's first and last point (y, x, y, x), in order;
-    markers (n, 2, 2) int16: the marked points (y, x).
+    images (n, size, size) uint8; labels (n,): 1 where the marks are the ends of one snake; margins (n,);
+    paddles (n, 2, CONTOUR_LENGTH, 4): both target snakes, paddle by paddle, tail and head (y, x, y, x);
+    markers (n, 2, 2): the marked points (y, x). All but the images int64.
     """
 
     images: np.ndarray
@@ -81,9 +82,9 @@ def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int 
         raise NoscratchError(
             f"Pathfinder has the resolutions {', '.join(map(str, PARAMETERS))}; got {size}. Choose one of them."
         )
-    parameters = PARAMETERS[size]
+    p = PARAMETERS[size]
     if distractors is None:
-        distractors = parameters.distractors
+        distractors = p.distractors
     elif distractors < 0:
         raise NoscratchError(f"the number of distractor snakes is 0 or more; got {distractors}")
     count = stop - start
@@ -91,28 +92,31 @@ def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int 
     about = (
         np.empty(count, np.int64),
         np.empty(count, np.int64),
-        np.empty((count, 2, CONTOUR_LENGTH, 4), np.int16),
-        np.empty((count, 2, 2), np.int16),
+        np.empty((count, 2, CONTOUR_LENGTH, 4), np.int64),
+        np.empty((count, 2, 2), np.int64),
     )
-    _fill(
-        np.uint64(seed ^ _STREAM),
-        start,
-        tuple(_tables(size, margin) for margin in parameters.margins),
-        np.array(parameters.margins),
-        _border(size, parameters.padding),
-        _marker_stamps(parameters.marker_radius),
-        distractors,
-        layers,
-        *about,
-    )
-    contrasts = np.array([parameters.target_contrast, parameters.distractor_contrast, 1.0])[:, None] / 255
+    for choice, margin in enumerate(p.margins):
+        _fill(
+            np.uint64(seed ^ _STREAM),
+            start,
+            _tables(size, margin),
+            margin,
+            choice,
+            len(p.margins),
+            _border(size, p.padding),
+            _marker_stamps(p.marker_radius),
+            distractors,
+            layers,
+            *about,
+        )
+    # The original keeps paddles in float32 and markers in float64, then stretches each image to 0..255.
+    shades = np.arange(256) / 255 * np.array([[p.target_contrast], [p.distractor_contrast], [1]])
+    shades[:2] = shades[:2].astype(np.float32)
     images = np.empty((count, size, size), np.uint8)
-    shades = np.arange(256)
     for image, layer in zip(images, layers, strict=True):
-        peak = (layer.max((1, 2)) * contrasts[:, 0]).max()
-        # Each image is stretched to 0..255 (scipy.misc.bytescale, which rounds halves down).
-        table = (shades * contrasts * (255 / peak) + 0.4999).astype(np.uint8)
-        image[:] = np.maximum(np.maximum(table[0][layer[0]], table[1][layer[1]]), table[2][layer[2]])
+        peak = max(shade[most] for shade, most in zip(shades, layer.max((1, 2)), strict=True))
+        targets, snakes, marks = (shades * (255 / peak) + 0.5).astype(np.uint8)
+        image[:] = np.maximum(np.maximum(targets[layer[0]], snakes[layer[1]]), marks[layer[2]])
     return Batch(images, *about)
 
 
@@ -120,8 +124,8 @@ def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int 
 
 
 class Tables(NamedTuple):
-    """All that depends on the resolution and the margin alone. D directions: 360 whole degrees from -180, then the C directions
-    from an anchor to the pixels on the circle round it. Moves and offsets are (y, x)."""
+    """All that depends on the resolution and the margin alone. D directions: 360 whole degrees from -180, then the C
+    directions from an anchor to the pixels on the circle round it. Moves and offsets are (y, x)."""
 
     lines: np.ndarray  # (D, S, S) uint8: a paddle drawn from the middle of its stamp; backwards for circle directions
     areas: np.ndarray  # (D, S, S) uint8: the ground that it occupies
@@ -185,9 +189,9 @@ def _tables(size: int, margin: int) -> Tables:
 def _is_sound(feet: np.ndarray) -> bool:
     """Whether a seed's ground reaches into the image from each of its corners.
 
-    Where none of it does, the original finds no free pixel in the whole image ("mystery", in find_available_coordinates: the
-    dilated mask is minus infinity there). So with a margin of 1 most directions are never drawn: snakes start towards the upper
-    left, and many distractors are given up.
+    Where it does not, the original finds no free pixel in the whole image: OpenCV's dilation leaves minus infinity in
+    that corner, and find_available_coordinates then reports none ("mystery"). So with a margin of 1 most directions are
+    ruled out: snakes start towards the upper left, and many distractors are given up.
     """
     return all((np.multiply(feet, corner) >= 0).all(1).any() for corner in ((1, 1), (1, -1), (-1, 1), (-1, -1)))
 
@@ -207,7 +211,7 @@ def _paddle_stamps(p: Parameters, margin: int, angles: list[float]) -> tuple[np.
         y, x = _move(p.length * ANTIALIAS, angle)
         line = [(centre, centre), (centre + x, centre + y)]
         ImageDraw.Draw(image).line(line, fill=255, width=round(p.thickness * ANTIALIAS))
-        drawn[:] = image
+        drawn[:] = np.asarray(image)
     radius = margin * ANTIALIAS
     wide = np.pad(large, ((0, 0), (radius, radius), (radius, radius)))
     dilated = np.zeros_like(large)
@@ -223,8 +227,8 @@ def _paddle_stamps(p: Parameters, margin: int, angles: list[float]) -> tuple[np.
 def _marker_stamps(radius: float) -> np.ndarray:
     """Marker discs (2R + 1, 2R + 1, 2R + 1, 2R + 1) uint8 by the distance of their centre from the border.
 
-    Shrinking works differently at the border. Index R of an axis: the disc is away from both borders; below, the distance from
-    the first row (column); above, 2R minus the distance from the last.
+    Shrinking works differently at the border. Index R of an axis: the centre is far from both borders; below, its
+    distance from the first row (column); above, 2R minus its distance from the last.
     """
     reach = ceil(radius) + 3  # the disc, and how far Lanczos spreads it
     size = 4 * reach + 1
@@ -253,8 +257,8 @@ def _border(size: int, padding: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- growing and drawing
-# A snake is an array with a row for each paddle: y, x of the middle of its stamp, its direction, y, x of its anchor (a seed's
-# pivot). The middle is the tail of a seed and the head of any later paddle.
+# A snake is an array with a row for each paddle: y, x of the middle of its stamp (the tail of a seed, the head of a later
+# paddle), its direction, y, x of its anchor (a seed's pivot). Plain loops, since array expressions take long to compile.
 
 
 @njit(nogil=True)
@@ -263,19 +267,30 @@ def _inside(y: int, x: int, size: int) -> bool:
 
 
 @njit(nogil=True)
-def _window(y: int, x: int, half: int, size: int) -> tuple[int, int, int, int]:
-    """First and past-the-last row and column of the image under a stamp with its middle at (y, x)."""
-    return max(y - half, 0), min(y + half + 1, size), max(x - half, 0), min(x + half + 1, size)
-
-
-@njit(nogil=True)
 def _stamp(onto: np.ndarray, stamp: np.ndarray, y: int, x: int) -> None:
     """Combine a stamp with its middle at (y, x) by the maximum."""
     half = stamp.shape[0] // 2
-    top, bottom, left, right = _window(y, x, half, onto.shape[0])
-    for row in range(top, bottom):
-        for column in range(left, right):
-            onto[row, column] = max(onto[row, column], stamp[row - y + half, column - x + half])
+    for row in range(max(y - half, 0), min(y + half + 1, onto.shape[0])):
+        for column in range(max(x - half, 0), min(x + half + 1, onto.shape[0])):
+            value = stamp[row - y + half, column - x + half]
+            if value > onto[row, column]:
+                onto[row, column] = value
+
+
+@njit(nogil=True)
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    for row in range(source.shape[0]):
+        for column in range(source.shape[1]):
+            target[row, column] = source[row, column]
+
+
+@njit(nogil=True)
+def _lay(snake: np.ndarray, n: int, y: int, x: int, direction: int, anchor_y: int, anchor_x: int) -> None:
+    snake[n, 0] = y
+    snake[n, 1] = x
+    snake[n, 2] = direction
+    snake[n, 3] = anchor_y
+    snake[n, 4] = anchor_x
 
 
 @njit(nogil=True)
@@ -283,7 +298,7 @@ def _seed(t: Tables, y: int, x: int, degree: int, snake: np.ndarray, size: int) 
     """Lay the first paddle with its tail at (y, x); False where its head or pivot leaves the image."""
     pivot_y = y + t.pivots[degree, 0]
     pivot_x = x + t.pivots[degree, 1]
-    snake[0] = (y, x, degree, pivot_y, pivot_x)
+    _lay(snake, 0, y, x, degree, pivot_y, pivot_x)
     return _inside(y + t.ends[degree, 0], x + t.ends[degree, 1], size) and _inside(pivot_y, pivot_x, size)
 
 
@@ -294,7 +309,7 @@ def _extend(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarra
     last = snake[n - 1, 2]
     anchor_y = snake[n - 1, 3] + t.moves[last, 0]
     anchor_x = snake[n - 1, 4] + t.moves[last, 1]
-    cumulative = np.zeros(len(t.circle), np.int64)
+    cumulative = np.empty(len(t.circle), np.int64)
     total = 0
     for c in range(len(t.circle)):
         y = anchor_y + t.circle[c, 0]
@@ -302,28 +317,30 @@ def _extend(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarra
         if t.turns[last, c] > 0 and _inside(y, x, size):
             near = 0
             for m in range(len(t.disc)):
-                near_y = y + t.disc[m, 0]
-                near_x = x + t.disc[m, 1]
-                if _inside(near_y, near_x, size):
-                    near = max(near, np.int64(occupied[near_y, near_x]))
+                row = y + t.disc[m, 0]
+                column = x + t.disc[m, 1]
+                if _inside(row, column, size) and occupied[row, column] > near:
+                    near = occupied[row, column]
             total += t.turns[last, c] * (255 - near)
         cumulative[c] = total
     if total < _DEAD_END:
         return False
     half = t.areas.shape[1] // 2
     for _ in range(PADDLE_TRIALS):
-        c = np.searchsorted(cumulative, below(state, total), "right")
+        draw = below(state, total)
+        c = 0
+        while cumulative[c] <= draw:
+            c += 1
         y = anchor_y + t.circle[c, 0]
         x = anchor_x + t.circle[c, 1]
-        area = t.areas[360 + c]
-        top, bottom, left, right = _window(y, x, half, size)
         overlap = 0
-        for row in range(top, bottom):
-            for column in range(left, right):
-                both = np.int64(occupied[row, column]) + np.int64(area[row - y + half, column - x + half])
-                overlap = max(overlap, both)
+        for row in range(max(y - half, 0), min(y + half + 1, size)):
+            for column in range(max(x - half, 0), min(x + half + 1, size)):
+                both = np.int64(occupied[row, column]) + t.areas[360 + c, row - y + half, column - x + half]
+                if both > overlap:
+                    overlap = both
         if overlap < OVERLAP:
-            snake[n] = (y, x, 360 + c, anchor_y, anchor_x)
+            _lay(snake, n, y, x, 360 + c, anchor_y, anchor_x)
             # The lag: only now does the paddle before become an obstacle.
             _stamp(occupied, t.areas[last], snake[n - 1, 0], snake[n - 1, 1])
             return True
@@ -331,86 +348,95 @@ def _extend(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarra
 
 
 @njit(nogil=True)
-def _grow_targets(state: np.ndarray, t: Tables, occupied: np.ndarray, targets: np.ndarray) -> bool:
-    """Both target snakes, a paddle each in turn; False as soon as one is stuck."""
-    size = occupied.shape[0]
-    laid = 0
+def _seed_targets(state: np.ndarray, t: Tables, size: int, targets: np.ndarray) -> bool:
+    """The first paddles of both target snakes: one where the frame leaves room, the other at its distance from it."""
+    placed = 0
     for _ in range(PADDLE_TRIALS):
         degree = below(state, 360)
-        first_y, last_y, first_x, last_x = t.room[degree]
-        if not t.sound[degree] or last_y < first_y or last_x < first_x:
+        rows = t.room[degree, 1] - t.room[degree, 0] + 1
+        columns = t.room[degree, 3] - t.room[degree, 2] + 1
+        if not t.sound[degree] or rows < 1 or columns < 1:
             return False
-        y = first_y + below(state, last_y - first_y + 1)
-        x = first_x + below(state, last_x - first_x + 1)
+        y = t.room[degree, 0] + below(state, rows)
+        x = t.room[degree, 2] + below(state, columns)
         if _seed(t, y, x, degree, targets[0], size):
-            laid = 1
+            placed = 1
             break
-    if laid == 0:
-        return False
-    for _ in range(PADDLE_TRIALS):
+    for _ in range(PADDLE_TRIALS * placed):
         degree = below(state, 360)
         towards = below(state, 360)
-        y = np.int64(round(targets[0, 0, 0] + t.ring[towards, 0]))
-        x = np.int64(round(targets[0, 0, 1] + t.ring[towards, 1]))
+        y = round(targets[0, 0, 0] + t.ring[towards, 0])
+        x = round(targets[0, 0, 1] + t.ring[towards, 1])
         if _seed(t, y, x, degree, targets[1], size):
-            laid = 2
-            break
-    if laid == 1:
+            return True
+    return False
+
+
+@njit(nogil=True)
+def _grow_targets(state: np.ndarray, t: Tables, occupied: np.ndarray, targets: np.ndarray) -> bool:
+    """Both target snakes, a paddle each in turn; False as soon as one is stuck."""
+    if not _seed_targets(state, t, occupied.shape[0], targets):
         return False
-    for n in range(1, targets.shape[1]):
-        for snake in targets:
-            if not _extend(state, t, occupied, snake, n):
-                return False
+    for step in range(2, 2 * targets.shape[1]):
+        if not _extend(state, t, occupied, targets[step % 2], step // 2):
+            return False
     # Only the second snake's last paddle becomes an obstacle to the distractors.
-    y, x, direction = targets[1, -1, :3]
-    _stamp(occupied, t.areas[direction], y, x)
+    last = targets[1, -1]
+    _stamp(occupied, t.areas[last[2]], last[0], last[1])
     return True
 
 
 @njit(nogil=True)
 def _is_free(occupied: np.ndarray, feet: np.ndarray, y: int, x: int) -> bool:
     for f in range(len(feet)):
-        foot_y = y + feet[f, 0]
-        foot_x = x + feet[f, 1]
-        if _inside(foot_y, foot_x, occupied.shape[0]) and occupied[foot_y, foot_x] > FREE:
+        row = y + feet[f, 0]
+        column = x + feet[f, 1]
+        if _inside(row, column, occupied.shape[0]) and occupied[row, column] > FREE:
             return False
     return True
 
 
 @njit(nogil=True)
 def _free_tail(state: np.ndarray, occupied: np.ndarray, feet: np.ndarray) -> int:
-    """A pixel (y x size + x) uniform over those that a seed may start from, or -1 where there is none.
+    """A pixel (y size + x) uniform over those where a seed may start; -1: none, or under 1 % of the image is empty.
 
-    Most images have many: the first free one of some uniform draws is as good as a list of all, which is made only after those.
+    Where many are free, the first free one of some uniform draws is as good as a draw from their list, and sooner made.
     """
     size = occupied.shape[0]
+    unoccupied = 0
+    for row in range(size):
+        for column in range(size):
+            unoccupied += occupied[row, column] <= FREE
+    if 100 * unoccupied < size * size:
+        return -1
     for _ in range(size):
         tail = below(state, size * size)
         if _is_free(occupied, feet, tail // size, tail % size):
             return tail
-    free = [tail for tail in range(size * size) if _is_free(occupied, feet, tail // size, tail % size)]
-    return free[below(state, len(free))] if free else -1
+    free = np.empty(size * size, np.int64)
+    count = 0
+    for tail in range(size * size):
+        if _is_free(occupied, feet, tail // size, tail % size):
+            free[count] = tail
+            count += 1
+    return free[below(state, count)] if count > 0 else -1
 
 
 @njit(nogil=True)
 def _grow_distractor(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarray) -> bool:
-    """One distractor snake; False when it is stuck, with the ground as it was."""
+    """One distractor snake; False when it is stuck, whatever it occupied by then."""
     size = occupied.shape[0]
-    before = occupied.copy()
     for _ in range(PADDLE_TRIALS):
         degree = below(state, 360)
-        if not t.sound[degree] or 100 * (occupied <= FREE).sum() < size * size:
-            return False
-        tail = _free_tail(state, occupied, t.feet[degree])
+        tail = _free_tail(state, occupied, t.feet[degree]) if t.sound[degree] else -1
         if tail < 0:
             return False
         if _seed(t, tail // size, tail % size, degree, snake, size):
             for n in range(1, len(snake)):
                 if not _extend(state, t, occupied, snake, n):
-                    occupied[:] = before
                     return False
-            y, x, direction = snake[-1, :3]
-            _stamp(occupied, t.areas[direction], y, x)
+            last = snake[-1]
+            _stamp(occupied, t.areas[last[2]], last[0], last[1])
             return True
     return False
 
@@ -425,8 +451,10 @@ def _place(position: int, reach: int, size: int) -> int:
 def _fill(
     seed: np.uint64,
     start: int,
-    tables: tuple[Tables, ...],
-    margin_list: np.ndarray,
+    t: Tables,
+    margin: int,
+    choice: int,
+    choices: int,
     empty: np.ndarray,
     discs: np.ndarray,
     distractors: int,
@@ -436,37 +464,44 @@ def _fill(
     paddles: np.ndarray,
     markers: np.ndarray,
 ) -> None:
+    """Make those examples whose margin is number `choice` of `choices`; only those are written."""
     size = empty.shape[0]
+    reach = discs.shape[0] // 2
+    occupied = np.empty_like(empty)
+    before = np.empty_like(empty)
     targets = np.empty((2, CONTOUR_LENGTH, 5), np.int64)
     snake = np.empty((DISTRACTOR_LENGTH, 5), np.int64)
-    reach = discs.shape[0] // 2
-    for i in range(len(layers)):
+    for i in range(len(labels)):
         state = stream(seed, np.uint64(start + i))
-        labels[i] = below(state, 2)
-        choice = below(state, len(tables))
-        t = tables[choice]
-        margins[i] = margin_list[choice]
-        occupied = empty.copy()
+        label = below(state, 2)
+        if below(state, choices) != choice:
+            continue
+        labels[i] = label
+        margins[i] = margin
+        _copy(empty, occupied)
         while not _grow_targets(state, t, occupied, targets):
-            occupied[:] = empty
-        for target in targets:
-            for y, x, direction, _, _ in target:
-                _stamp(layers[i, 0], t.lines[direction], y, x)
+            _copy(empty, occupied)
         for _ in range(distractors):
             for _ in range(SNAKE_TRIALS):
+                _copy(occupied, before)
                 if _grow_distractor(state, t, occupied, snake):
-                    for y, x, direction, _, _ in snake:
-                        _stamp(layers[i, 1], t.lines[direction], y, x)
+                    for n in range(DISTRACTOR_LENGTH):
+                        _stamp(layers[i, 1], t.lines[snake[n, 2]], snake[n, 0], snake[n, 1])
                     break
+                _copy(before, occupied)
         origin = below(state, 2)
-        terminal = origin if labels[i] == 1 else 1 - origin
-        markers[i, 0] = targets[origin, 0, :2]
-        markers[i, 1] = targets[terminal, -1, :2]
-        for y, x in markers[i]:
-            _stamp(layers[i, 2], discs[_place(y, reach, size), _place(x, reach, size)], y, x)
         for k in range(2):
+            whose, n = (origin, 0) if k == 0 else (origin ^ 1 ^ label, CONTOUR_LENGTH - 1)
+            y = targets[whose, n, 0]
+            x = targets[whose, n, 1]
+            markers[i, k, 0] = y
+            markers[i, k, 1] = x
+            _stamp(layers[i, 2], discs[_place(y, reach, size), _place(x, reach, size)], y, x)
             for n in range(CONTOUR_LENGTH):
-                y, x, direction = targets[k, n, :3]
-                far_y = y + t.ends[direction, 0]
-                far_x = x + t.ends[direction, 1]
-                paddles[i, k, n] = (y, x, far_y, far_x) if n == 0 else (far_y, far_x, y, x)
+                y, x, direction = targets[k, n, 0], targets[k, n, 1], targets[k, n, 2]
+                _stamp(layers[i, 0], t.lines[direction], y, x)
+                middle = 0 if n == 0 else 2  # a seed's stamp has its tail in the middle, any other its head
+                paddles[i, k, n, middle] = y
+                paddles[i, k, n, middle + 1] = x
+                paddles[i, k, n, 2 - middle] = y + t.ends[direction, 0]
+                paddles[i, k, n, 3 - middle] = x + t.ends[direction, 1]

@@ -1,4 +1,4 @@
-"""ListOps: the value, 0 to 9, of a nested expression over lists of digits. Generated; the distribution is Long Range Arena's."""
+"""ListOps: the value, 0 to 9, of nested operations on lists of digits. Generated as in Long Range Arena."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PART = 1000
 
 @dataclass(frozen=True)
 class Config:
-    """Examples per split; tokens of an example, strictly between the two lengths (the end mark not counted); the data's seed."""
+    """Examples per split; the lengths, end mark not counted, are strictly between the two; seed of the data."""
 
     train: int = 96_000
     validation: int = 2_000
@@ -48,8 +48,9 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
     from noscratch.generators import in_parts, listops
 
     wanted = [config.train, config.validation, config.test]
+    ids: list[str] = []
     seen: set[bytes] = set()
-    tokens, labels, ids = [], [], []
+    tokens, labels = [], []
     make = partial(listops.generate, config.seed, min_length=config.min_length, max_length=config.max_length)
     parts = in_parts(make, 0, 10 * sum(wanted), PART)
     index = 0
@@ -66,8 +67,8 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
             break
     else:
         raise TaskError(
-            f"ListOps needs {sum(wanted)} different expressions of lengths between {config.min_length} and {config.max_length}; "
-            f"found {len(ids)} in {index}. Widen the lengths or ask for fewer examples."
+            f"ListOps needs {sum(wanted)} different expressions of lengths between {config.min_length} and "
+            f"{config.max_length}; found {len(ids)} in {index}. Widen the lengths or ask for fewer examples."
         )
     ends = np.cumsum(wanted)
     splits = {}

@@ -1,4 +1,4 @@
-"""Pathfinder: are the two marked ends those of one dashed contour? Generated; the images follow Long Range Arena's parameters."""
+"""Pathfinder: are the two marked ends those of one dashed contour? Generated as in Long Range Arena."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PART = 100
 
 @dataclass(frozen=True)
 class Config:
-    """Side of the image (32, 64, 128 or 256); examples per split; distractor snakes (null: the resolution's own number, 5, 5, 8
-    or 7); the data's seed."""
+    """Side of the image (32, 64, 128 or 256); examples per split; distractor snakes (null: the resolution's own number,
+    5, 5, 8 or 7); seed of the data."""
 
     resolution: int = 32
     train: int = 160_000
