@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import IO, Any, BinaryIO, Literal, cast
 
 from noscratch.errors import NoscratchError
 
@@ -119,19 +119,23 @@ def members(path: Path, limits: Limits | None = None) -> Iterator[Entry]:
     The kind is told by the first bytes, never by the name. Directories are checked and passed over.
     Raises ArchiveError for anything that is damaged, hostile or beyond `limits`.
     """
-    limits = limits or Limits()
+    with _damage(path.name):
+        yield from _members(path, limits or Limits())
+
+
+@contextlib.contextmanager
+def _damage(archive: str) -> Iterator[None]:
+    """Turn what the standard library says of a damaged archive into one error."""
     try:
-        yield from _members(path, limits)
-    except ArchiveError:
-        raise
+        yield
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise ArchiveError(f"{path.name}: damaged archive ({error}); fetch it again") from error
-    except (ValueError, NotImplementedError, RuntimeError, UnicodeError, OverflowError) as error:
-        raise ArchiveError(f"{path.name}: not an archive that this reads ({error}); fetch it again") from error
+        raise ArchiveError(f"{archive}: damaged archive ({error}); fetch it again") from error
+    except (ValueError, NotImplementedError, RuntimeError, OverflowError) as error:
+        raise ArchiveError(f"{archive}: not an archive that this reads ({error}); fetch it again") from error
     except OSError as error:
         if error.errno is not None:  # a true input/output error; bz2 reports damage as an OSError without a number
             raise
-        raise ArchiveError(f"{path.name}: damaged archive ({error}); fetch it again") from error
+        raise ArchiveError(f"{archive}: damaged archive ({error}); fetch it again") from error
 
 
 def extract(path: Path, table: Sequence[Member], out: Path, limits: Limits, rest: Literal["ignore", "refuse"]) -> None:
@@ -221,6 +225,8 @@ def _tar_members(stream: _Forward, guard: _Guard) -> Iterator[Entry]:
                 raise ArchiveError(f"{guard.archive}: {name!r} is not a regular file but {_kind(info)}; refused")
             guard.file(name, info.size)
             yield Entry(name, info.size, cast(BinaryIO, io.BufferedReader(_Data(stream, info.offset_data, info.size))))
+    if not guard.count:
+        raise ArchiveError(f"{guard.archive}: an empty archive; fetch it again")
     # To tarfile a damaged header is the end, too; the true end is a block of zeros.
     if stream.last != bytes(tarfile.BLOCKSIZE):
         raise ArchiveError(f"{guard.archive}: a damaged tar header, or its end is missing; fetch it again")
@@ -255,8 +261,9 @@ def _zip_members(file: BinaryIO, guard: _Guard) -> Iterator[Entry]:
             guard.file(name, info.file_size)
             guard.add(info.file_size)
             with archive.open(info) as data:
-                yield Entry(name, info.file_size, cast(BinaryIO, data))
-                while data.read(CHUNK):  # the checksum is only compared at the end
+                stream = io.BufferedReader(_ZipData(data, info.file_size, guard.archive))
+                yield Entry(name, info.file_size, cast(BinaryIO, stream))
+                while stream.read(CHUNK):  # the checksum is only compared at the end
                     pass
 
 
@@ -334,7 +341,8 @@ class _Forward(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= HEADER:
             raise ArchiveError(f"{self.guard.archive}: a tar header of {size} bytes, more than {HEADER}; refused")
-        data = self.stream.read(size)
+        with _damage(self.guard.archive):
+            data = self.stream.read(size)
         self.position += len(data)
         self.last = data
         self.guard.add(len(data))
@@ -369,6 +377,27 @@ class _Data(io.RawIOBase):
         if not data:
             raise ArchiveError(f"{self.stream.guard.archive}: ends in the middle of a member; fetch it again")
         self.position += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _ZipData(io.RawIOBase):
+    """The bytes of one member of a zip archive."""
+
+    def __init__(self, data: IO[bytes], size: int, archive: str) -> None:
+        self.data = data
+        self.left = size
+        self.archive = archive
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _damage(self.archive):
+            data = self.data.read(len(buffer))
+        self.left -= len(data)
+        if not data and buffer and self.left:  # zipfile does not compare sizes, only checksums
+            raise ArchiveError(f"{self.archive}: ends in the middle of a member; fetch it again")
         buffer[: len(data)] = data
         return len(data)
 
