@@ -108,7 +108,7 @@ def s4_discretize(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Ten
     half = dt.double()[:, None, None] / 2
     lam = Lambda.to(torch.complex128).expand(H, n)
     rotation = torch.stack((lam.real, -lam.imag, lam.imag, lam.real), 1).view(H, 2, 2, n)
-    diagonal = torch.diag_embed(rotation, dim1=1, dim2=3).permute(0, 1, 3, 2, 4).reshape(H, 2 * n, 2 * n)
+    diagonal = torch.diag_embed(rotation, dim1=1, dim2=3).reshape(H, 2 * n, 2 * n)
     p = torch.view_as_real(P.to(torch.complex128)).flatten(-2).reshape(P.shape[0], -1, 2 * n).expand(-1, H, -1)
     A = half * (diagonal - 2 * torch.einsum("rhi,rhj->hij", p, p))
     b = 2 * half * torch.view_as_real(B.to(torch.complex128).expand(H, n).contiguous()).flatten(-2)[..., None]
