@@ -20,7 +20,8 @@ and per claim, for every kind:
 A claim about trained models (accuracy, difference) adds
 
     cells                        {backbone, protocol} whose mean over seeds is the estimate
-    against                      difference only: {backbone, protocol}, or a list of which each must be beaten
+    against                      difference only: {backbone, protocol}, or a list of them, with each of which the claim
+                                 must hold; without a backbone, that of `cells`
     over                         the tasks of a quantity called `mean`
     split                        test unless stated
     values                       quantity -> number, or [low, high] where the paper gives a range; the quantity is a
@@ -65,40 +66,26 @@ PROTOCOLS = ("scratch", "scratch-matched", "spt-masked", "spt-causal", "corpus-m
 TASKS = (
     *("listops", "text", "retrieval", "image", "pathfinder", "pathx", "pathx256", "scifar"),
     *("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"),
+    *("image-subset", "text-subset", "mnist", "pmnist", "scifar-augmented", "cifar-density", "wikitext103"),
     *("sc10-mfcc", "sc10-raw", "sc10-half", "sc35", "sc35-half", "bidmc-hr", "bidmc-rr", "bidmc-spo2"),
-    *("mnist", "pmnist", "scifar-augmented", "cifar-density", "wikitext103", "weather-30d", "informer"),
-    *("image-subset", "text-subset", "squad", "qalt", "qalt-hard", "cnli", "adversarial-qnli", "cola-phenomena"),
-    *("refinedweb", "refinedweb-equal-flops"),
+    *("weather-30d", "forecasting", "squad", "qalt", "qalt-hard", "cnli", "adversarial-qnli", "cola-phenomena"),
+    "refinedweb",
 )
-# Files of the product or to come, then models that only claims speak of. A variant adds a hyphen: s4-random, s4d-inv.
+# Files of the product, there or to come, then models that only claims speak of. A hyphen makes a variant: s4-random.
 BACKBONES = (
-    *("transformer", "s4", "s4d", "dss", "dlr", "lru", "sgconv", "bigs", "structured_ffn"),
-    *("mega", "pythia", "lssl", "bert", "wavegan", "convnet", "resnet18", "chance", "local", "linear", "reformer"),
+    *("transformer", "s4", "s4d", "dss", "dlr", "lru", "sgconv", "bigs", "structured_ffn", "mega", "pythia", "bert"),
+    *("lssl", "wavegan", "convnet", "resnet18", "informer", "liquid", "chance", "local", "linear", "reformer"),
     *("sparse", "linformer", "performer", "sinkhorn", "synthesizer", "longformer", "bigbird", "fnet", "nystromformer"),
-    *("luna", "liquid"),
+    "luna",
 )
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 UNITS = {
-    "accuracy": ("percent", "perplexity", "bits-per-dim", "rmse", "r2"),
-    "difference": ("points", "relative-percent", "perplexity"),
-    "efficiency": (
-        *("ratio", "percent", "ms", "hours", "days", "minutes", "mb", "gb", "flops"),
-        *("tokens-per-second", "images-per-second"),
-    ),
-    "architecture": ("parameters", "flops", "layers", "tokens", "positions", "percent", "hours"),
-    "numerics": ("absolute-error", "relative-error"),
-    "conflict": (
-        "text",
-        "percent",
-        "points",
-        "ratio",
-        "parameters",
-        "tokens",
-        "positions",
-        "layers",
-        "rate",
-        "perplexity",
-    ),
+    "accuracy": ("percent", "perplexity", "bits-per-dim", "rmse", "count"),
+    "difference": ("points", "relative-percent", "perplexity", "r2", "exponent"),
+    "efficiency": ("ratio", "percent", "ms", "minutes", "hours", "mb", "gb", "tokens-per-second", "images-per-second"),
+    "architecture": ("parameters", "flops", "layers", "tokens", "positions"),
+    "numerics": ("relative-error",),
+    "conflict": ("text", "percent", "ratio", "perplexity", "layers", "width", "positions", "rate"),
 }
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -122,22 +109,29 @@ class Test(Strictly):
     greater      above v - m; less: below w + m
     disagree     conflict only: numbers of one quantity differ by more than m; texts differ
 
-    `alpha` bounds the error of "supported" and of "contradicted", each, after Holm over the paper; `why` says where the
-    margin is from.
+    The margin is in the claim's unit, or in percent of the value (`margin_percent`). `alpha` bounds the error of
+    "supported" and of "contradicted", each, after Holm over the paper; `why` says where the margin is from.
     """
 
     rule: Literal["equivalent", "greater", "less", "disagree"]
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    margin_percent: Annotated[float, Field(gt=0, lt=100)] | None = None
     alpha: Annotated[float, Field(gt=0, le=0.1)] = 0.05
     why: Text
 
+    @model_validator(mode="after")
+    def _one_margin(self) -> Self:
+        if (self.margin is None) == (self.margin_percent is None):
+            raise ValueError("a test has a margin: `margin` or `margin_percent`, one of the two")
+        return self
+
     def region(self, low: float, high: float) -> tuple[float, float]:
         """The values that agree with a published value or range."""
-        if self.rule == "greater":
-            return low - self.margin, math.inf
-        if self.rule == "less":
-            return -math.inf, high + self.margin
-        return low - self.margin, high + self.margin
+        if self.margin is not None:
+            low, high = low - self.margin, high + self.margin
+        elif self.margin_percent is not None:
+            low, high = (v + sign * abs(v) * self.margin_percent / 100 for v, sign in ((low, -1), (high, 1)))
+        return (-math.inf if self.rule == "less" else low), (math.inf if self.rule == "greater" else high)
 
 
 class Selector(Strictly):
@@ -196,7 +190,7 @@ class Trained(_Claim):
     cells: Selector
     against: Selector | list[Selector] | None = None
     over: list[str] | None = None
-    split: Literal["test", "train"] = "test"
+    split: Literal["test", "validation", "train"] = "test"
     values: dict[str, Value | dict[str, Value]] = Field(min_length=1)
     need: Annotated[int, Field(ge=1)] | None = None
     seeds: Annotated[int, Field(ge=2)]
@@ -208,8 +202,6 @@ class Trained(_Claim):
             raise ValueError("rule `disagree` is for a conflict; use equivalent, greater or less")
         if (self.kind == "difference") != (self.against is not None):
             raise ValueError("a difference names what it is `against`, and nothing else does")
-        if any(selector.backbone is None for selector in self._comparisons()):
-            raise ValueError("`against` needs a backbone")
         nested = [isinstance(value, dict) for value in self.values.values()]
         if any(nested) != (self.cells.backbone is None) or any(nested) != all(nested):
             raise ValueError("`values` go by backbone exactly where `cells` names none")
@@ -231,7 +223,9 @@ class Trained(_Claim):
                 _require("task", task, TASKS)
             tasks = self.over if task == "mean" and self.over else [task]
             cells = tuple(Cell(t, backbone, self.cells.protocol) for t in tasks)
-            against = tuple(tuple(Cell(t, str(s.backbone), s.protocol) for t in tasks) for s in self._comparisons())
+            against = tuple(
+                tuple(Cell(t, s.backbone or backbone, s.protocol) for t in tasks) for s in self._comparisons()
+            )
             low, high = _range(value)
             full = name if self.cells.backbone else f"{backbone}/{name}"
             found.append(Quantity(full, low, high, metric or None, cells, against))
@@ -260,7 +254,7 @@ class Measured(_Claim):
     values: dict[Slug, Value] = Field(min_length=1)
     need: Annotated[int, Field(ge=1)] | None = None
     seeds: Annotated[int, Field(ge=1)] = 1
-    device: Literal["any", "cpu", "gpu", "a100"]
+    device: Literal["any", "cpu", "gpu", "a100", "t4"]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -286,8 +280,8 @@ class Conflict(_Claim):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.test.rule != "disagree":
-            raise ValueError("a conflict is tested by rule `disagree`")
+        if self.test.rule != "disagree" or self.test.margin is None:
+            raise ValueError("a conflict is tested by rule `disagree` with a `margin` (0 for texts)")
         for name, readings in self.readings.items():
             if len(readings) < 2:
                 raise ValueError(f"`{name}`: a conflict needs two readings at least")
@@ -304,6 +298,12 @@ class Conflict(_Claim):
             numbers = [value for value in readings.values() if not isinstance(value, str)]
             found.append(Quantity(name, min(numbers), max(numbers)) if numbers else Quantity(name, math.nan, math.nan))
         return tuple(found)
+
+    @property
+    def margin(self) -> float:
+        """By how much numbers may differ without a conflict."""
+        assert self.test.margin is not None
+        return self.test.margin
 
 
 Claim = Trained | Measured | Conflict

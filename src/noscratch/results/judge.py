@@ -9,7 +9,8 @@ sorted by KEY:
                                  quantity "" and the tier that decided it
     kind, status, unit, rule     as the claim says
     low, high                    the published value or range in `unit`; null for texts and for a headline of several
-    margin, alpha                of the test
+    region_low, region_high      the values that agree with it, by the test's margin; null for an open side
+    alpha                        of the test
     verdict                      "supported" | "contradicted" | "inconclusive" | "not-run" | "blocked"
     indication                   "towards" | "against" | "unclear" | "none": where the results point, whether or not
                                  they may settle the claim. Smoke runs never point anywhere
@@ -49,8 +50,8 @@ SCHEMA = pa.schema(
         pa.field("version", pa.int64(), nullable=False),
         *(pa.field(name, pa.string(), nullable=False) for name in ("level", "quantity", "tier")),
         *(pa.field(name, pa.string(), nullable=False) for name in ("kind", "status", "unit", "rule")),
-        *(pa.field(name, pa.float64()) for name in ("low", "high")),
-        *(pa.field(name, pa.float64(), nullable=False) for name in ("margin", "alpha")),
+        *(pa.field(name, pa.float64()) for name in ("low", "high", "region_low", "region_high")),
+        pa.field("alpha", pa.float64(), nullable=False),
         *(pa.field(name, pa.string(), nullable=False) for name in ("verdict", "indication", "missing")),
         *(pa.field(name, pa.float64()) for name in ("estimate", "interval_low", "interval_high")),
         pa.field("n", pa.int64(), nullable=False),
@@ -176,7 +177,7 @@ def _finding(claim: Claim, quantity: Quantity, tier: str, grid: Grid) -> Finding
 def _conflict(claim: Conflict, quantity: Quantity) -> Finding:
     readings = claim.readings[quantity.name].values()
     numeric = not math.isnan(quantity.low)
-    differ = quantity.high - quantity.low > claim.test.margin if numeric else len(set(readings)) > 1
+    differ = quantity.high - quantity.low > claim.margin if numeric else len(set(readings)) > 1
     return Finding(
         quantity,
         UNTRAINED,
@@ -375,6 +376,7 @@ def _points(indications: Sequence[str], need: int) -> str:
 def _row(paper: str, claim: Claim, finding: Finding, level: str) -> Row:
     quantity = finding.quantity
     cells = (*quantity.cells, *(cell for group in quantity.against for cell in group))
+    region = (math.nan, math.nan) if isinstance(claim, Conflict) else claim.test.region(quantity.low, quantity.high)
     return {
         "paper": paper,
         "claim": claim.id,
@@ -388,7 +390,8 @@ def _row(paper: str, claim: Claim, finding: Finding, level: str) -> Row:
         "rule": claim.test.rule,
         "low": _or_null(quantity.low),
         "high": _or_null(quantity.high),
-        "margin": claim.test.margin,
+        "region_low": _or_null(region[0]),
+        "region_high": _or_null(region[1]),
         "alpha": claim.test.alpha,
         "verdict": finding.verdict,
         "indication": finding.indication,
@@ -407,7 +410,7 @@ def _row(paper: str, claim: Claim, finding: Finding, level: str) -> Row:
 
 
 def _or_null(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def _text(missing: Mapping[str, Sequence[str]]) -> str:
