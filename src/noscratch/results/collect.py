@@ -40,8 +40,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from noscratch import metrics
 from noscratch.errors import NoscratchError
+from noscratch.metrics import NAMES, score
 from noscratch.results import parquet_bytes, write_if_changed
 
 CELL = ("tier", "task", "backbone", "protocol", "seed")
@@ -75,13 +75,6 @@ SCHEMA = pa.schema(
     ]
 )
 COUNTS = ("parameters", "steps", "tokens_real", "tokens_computed", "flops")
-METRICS = (
-    "accuracy",
-    "f1",
-    "matthews",
-    "pearson",
-    "spearman",
-)  # functions of (target, prediction) in noscratch.metrics
 CURVES = ("step", "split", "metric", "value")
 TOLERANCE = 1e-9  # between a stored metric and the one computed again: both are float64 of the same predictions
 
@@ -251,9 +244,9 @@ def _check_metrics(
     for metric, stored in values.items():
         if metric == "loss":
             continue
-        if metric not in METRICS:
-            raise RecordError(f"{run.folder}: unknown metric {metric!r}; noscratch.metrics has {', '.join(METRICS)}.")
-        again = float(getattr(metrics, metric)(target, prediction))
+        if metric not in NAMES:
+            raise RecordError(f"{run.folder}: unknown metric {metric!r}; noscratch.metrics has {', '.join(NAMES)}.")
+        again = score(metric, target, prediction)
         if not math.isclose(stored, again, rel_tol=0.0, abs_tol=TOLERANCE):
             raise RecordError(
                 f"{run.folder}: the record says {metric} = {stored!r} on {split}, its predictions say {again!r}. "
