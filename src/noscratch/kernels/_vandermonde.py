@@ -1,8 +1,8 @@
-"""Sums of powers K_l = Re sum_n c_n z_n^l in two levels, so that no (H, N, L) array is ever made.
+"""Sums of powers K_l = Re sum_n c_n z_n^l in two levels, so that no array of H N L values is ever made.
 
-With l = a M + b, z^l = z^{aM} z^b: a table of L/M powers, one of M powers and one real matrix product replace N L exponentials. The
-tables are made by doubling in complex128 (relative error about l eps64) and rounded once, so that float32 results keep their digits
-at every length, where exp(z l) in float32 loses l |z| eps32 of phase.
+With l = a M + b, z^l = z^{aM} z^b: a table of L / M powers, one of M powers and a real matrix product replace N L
+exponentials. The tables are made by doubling in complex128 (relative error about l eps64) and rounded once, so float32
+results keep their digits at every length, where exp(z l) in float32 has a phase error of l |z| eps32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from noscratch.kernels import KernelError
 
 
 class _Phi1(torch.autograd.Function):
-    """phi1(z) = (e^z - 1) / z; its derivative is phi1 - phi2 with phi2(z) = (phi1 - 1) / z, which the series gives at small z."""
+    """phi1 = (e^z - 1) / z; phi2 = (phi1 - 1) / z comes from its series at small z, and phi1' = phi1 - phi2."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
@@ -45,14 +45,18 @@ def phi1(z: Tensor) -> Tensor:
     return _Phi1.apply(z)
 
 
-def powers(z: Tensor, count: int) -> Tensor:
-    """z^0 ... z^(count-1) along a new axis before the last: (..., n) -> (..., count, n)."""
+def powers(z: Tensor, count: int, reverse: bool = False) -> Tensor:
+    """z^0, ..., z^(count-1), or the other way round, on a new axis before the last: (..., n) -> (..., count, n)."""
     table = z.new_empty(*z.shape[:-1], count, z.shape[-1])
-    table[..., 0, :] = 1
-    filled, ratio = 1, z
+    table[..., -1 if reverse else 0, :] = 1
+    filled, ratio = 1, z[..., None, :]
     while filled < count:
         more = min(filled, count - filled)
-        torch.mul(table[..., :more, :], ratio[..., None, :], out=table[..., filled : filled + more, :])
+        if reverse:
+            known, new = table[..., count - more :, :], table[..., count - filled - more : count - filled, :]
+        else:
+            known, new = table[..., :more, :], table[..., filled : filled + more, :]
+        torch.mul(known, ratio, out=new)
         filled, ratio = 2 * filled, ratio * ratio
     return table
 
@@ -125,9 +129,12 @@ def power_sum(z: Tensor, c: Tensor, length: int, dtype: torch.dtype) -> Tensor:
 
 
 class _SharedPowerSum(torch.autograd.Function):
-    """log_z (n) complex128, W (H, n) -> K (H, L), K_l = Re sum_n W_hn e^{log_z_n l}: one pole set for all heads, so one plain product."""
+    """log_z (n) complex128, W (H, n) -> K (H, L), K_l = Re sum_n W_hn e^{log_z_n l}: all heads share one table.
 
-    BLOCK = 128  # rows of the table: 2 n x 128 stays in cache for the thousands of states that DLR uses
+    The table is not kept: block a of K is (W z^{aM}) times it.
+    """
+
+    BLOCK = 128  # entries of the table per state; with DLR's thousands of states it still fits a cache
 
     @staticmethod
     def forward(ctx: Any, log_z: Tensor, W: Tensor, length: int) -> Tensor:
@@ -165,7 +172,7 @@ class _SharedPowerSum(torch.autograd.Function):
 
 
 def shared_power_sum(log_z: Tensor, W: Tensor, length: int) -> Tensor:
-    """Re sum_n W_n e^{log_z_n l} for l < length: log_z (n) complex128, W (H, n) complex -> (H, length) in W's real dtype."""
+    """Re sum_n W_n e^{log_z_n l}, l < length: log_z (n) complex128, W (H, n) -> (H, length) in W's precision."""
     return _SharedPowerSum.apply(log_z, W, length)
 
 

@@ -1,14 +1,15 @@
 """State-space kernels: S4 (Gu, Goel, Ré 2022), S4D (Gu, Gupta, Goel, Ré 2022), DSS (Gupta, Gu, Berant 2022) and DLR
 (Gupta, Mehta, Berant 2022); HiPPO-LegS (Gu et al. 2020).
 
-H heads with N' complex states each. S4 and S4D keep one of each conjugate pair, N' = N / 2, and put out 2 Re(C x); DSS and
-DLR keep all N states and put out Re(C x). dt (H,) is real, one step size per head. Parameters are float32 or float64
-(complex64 or complex128 accordingly) and so is the result; discretizations and powers are computed in float64, since they
-decide how many digits are left.
+H heads with N' complex states each. S4 and S4D keep one of each conjugate pair, N' = N / 2, and put out 2 Re(C x); DSS
+and DLR keep all N states and put out Re(C x). dt (H,) is real, one step per head. Parameters are float32 or float64
+(complex64 or complex128 accordingly) and so is the result; discretizations and powers are computed in float64, since
+they decide how many digits are left.
 
-A kernel K (H, L) is the impulse response of the recurrence whose `*_step` stands beside it: x_t = Abar x_{t-1} + Bbar u_t,
-y_t = C x_t + D u_t; the output sees the new state. The backend "reference" runs that recurrence; "fast" never makes an
-array of H N L values. C (W for DSS) may carry leading axes, (..., H, N'), for several outputs of one system; K has them too.
+A kernel K (H, L) is the impulse response of the recurrence whose `*_step` stands beside it,
+x_t = Abar x_{t-1} + Bbar u_t, y_t = C x_t + D u_t: the output sees the new state. The backend "reference" runs that
+recurrence; "fast" never makes an array of H N L values. C (or W) may carry leading axes, (..., H, N'), for several
+outputs of one system, as in a bidirectional layer; K then has them too.
 """
 
 from __future__ import annotations
@@ -76,18 +77,22 @@ def dss_discretize(dt: Tensor, Lambda: Tensor, length: int, variant: str) -> tup
     """(Abar, Bbar), both (H, N), of DSS (proposition 1 and section 3.1). dt (H,), Lambda (N,) or (H, N), not 0.
 
     "exp": Bbar = (e^{dt Lambda} - 1) / Lambda.
-    "softmax": Bbar = 1 / (Lambda sum_{j<length} e^{dt Lambda j}): only for sequences of this length. Where Re Lambda > 0 the
-    state grows and Bbar shrinks, so a recurrence works while |e^{dt Lambda length}| fits the dtype; kernels have no such limit.
+    "softmax": Bbar = 1 / (Lambda sum_{j<length} e^{dt Lambda j}), for sequences of this length only. If Re Lambda > 0
+    states grow while Bbar shrinks: steps work while |e^{dt Lambda length}| fits the dtype. Kernels have no such limit.
     """
+    Abar, Bbar = _dss_discretize(dt, Lambda, length, variant)
+    return Abar.to(Lambda.dtype), Bbar.to(Lambda.dtype)
+
+
+def _dss_discretize(dt: Tensor, Lambda: Tensor, length: int, variant: str) -> tuple[Tensor, Tensor]:
+    """`dss_discretize` before rounding: complex128."""
     step = dt.double()[:, None]
     z = step * Lambda
     if variant == "exp":
-        Bbar = step * phi1(z)
-    elif variant == "softmax":
-        Bbar = phi1(z) / (length * phi1(length * z) * Lambda)
-    else:
-        raise KernelError(f'The variants of DSS are "exp" and "softmax"; got {variant!r}.')
-    return torch.exp(z).to(Lambda.dtype), Bbar.to(Lambda.dtype)
+        return torch.exp(z), step * phi1(z)
+    if variant == "softmax":
+        return torch.exp(z), phi1(z) / (length * phi1(length * z) * Lambda)
+    raise KernelError(f'The variants of DSS are "exp" and "softmax"; got {variant!r}.')
 
 
 def dlr_discretize(a: Tensor, w: Tensor) -> Tensor:
@@ -100,7 +105,7 @@ def _dlr_log(a: Tensor, w: Tensor) -> Tensor:
 
 
 def s4_discretize(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """(Abar (H, N, N), Bbar (H, N)), real, N = 2 N', by the bilinear rule from A x = Lambda x - 2 sum_r P_r Re(P_r^* x).
+    """(Abar (H, N, N), Bbar (H, N)), real, N = 2 N', bilinear, from A x = Lambda x - 2 sum_r P_r Re(P_r^* x).
 
     They act on (Re x_1, Im x_1, Re x_2, ...). dt (H,), Lambda and B (N',) or (H, N'), P (r, N') or (r, H, N').
     """
@@ -168,9 +173,9 @@ def _output(y: Tensor, D: Tensor | None, u: Tensor) -> Tensor:
 def s4d_kernel(
     dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, method: str, *, backend: str = "auto"
 ) -> Tensor:
-    """K (..., H, L) of S4D, K_l = 2 Re sum_n C_n Abar_n^l Bbar_n (S4D, eq. 5). dt (H,), A, B (N',) or (H, N'), C (..., H, N').
+    """K (..., H, L) of S4D, K_l = 2 Re sum_n C_n Abar_n^l Bbar_n (S4D, eq. 5); `method` is "zoh" or "bilinear".
 
-    `method` is "zoh" or "bilinear".
+    dt (H,), A and B (N',) or (H, N'), C (..., H, N').
     """
     backend = resolve("s4d_kernel", backend, KERNEL_BACKENDS, C.device)
     _check("s4d_kernel", dt, length, A=A, B=B, C=C)
@@ -184,8 +189,8 @@ def dss_kernel(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, variant: str,
     """K (..., H, L) of DSS (proposition 1 and section 3.1). dt (H,), Lambda (N,) or (H, N), not 0, W (..., H, N).
 
     "exp": K_l = Re sum_n W_n (e^{lam_n dt} - 1) / lam_n e^{lam_n dt l}.
-    "softmax": K_l = Re sum_n W_n / lam_n e^{lam_n dt l} / sum_{j<L} e^{lam_n dt j}; eigenvalues may lie right of the axis. It
-    normalizes over the whole length: K(L)[:M] is not K(M), unlike that of every other kernel here.
+    "softmax": K_l = Re sum_n W_n / lam_n e^{lam_n dt l} / sum_{j<L} e^{lam_n dt j}, Re lam_n of any sign. It normalizes
+    over the whole length, so K(L)[:M] is not K(M), unlike that of every other kernel here.
     """
     backend = resolve("dss_kernel", backend, KERNEL_BACKENDS, W.device)
     _check("dss_kernel", dt, length, Lambda=Lambda, W=W)
@@ -193,11 +198,8 @@ def dss_kernel(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, variant: str,
         return _dss_softmax(dt, Lambda, W, length, backend)
     if backend == "reference":
         return _impulse_response(dss_step, dss_discretize(dt, Lambda, length, variant), W, length)
-    step = dt.double()[:, None]
-    if variant != "exp":
-        raise KernelError(f'The variants of DSS are "exp" and "softmax"; got {variant!r}.')
-    z = step * Lambda
-    return _fast(power_sum, (torch.exp(z),), step * phi1(z) * W, dt, length)
+    Abar, Bbar = _dss_discretize(dt, Lambda, length, variant)
+    return _fast(power_sum, (Abar,), Bbar * W, dt, length)
 
 
 def _dss_softmax(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, backend: str) -> Tensor:
@@ -210,28 +212,28 @@ def _dss_softmax(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, backend: st
         weights = terms / terms.sum(-1, keepdim=True)
         return ((W / Lambda)[..., None] * weights.to(W.dtype)).sum(-2).real
     z = torch.where(grows, -z, z)
-    c = W / Lambda * (phi1(z) / (length * phi1(length * z)))
+    c = W * (phi1(z) / (length * phi1(length * z) * Lambda))
     c = torch.stack((torch.where(grows, 0, c), torch.where(grows, c, 0)))
     forward, backward = _fast(power_sum, (torch.exp(z),), c, dt, length)
     return forward + backward.flip(-1)
 
 
 def dlr_kernel(a: Tensor, w: Tensor, W: Tensor, length: int, *, backend: str = "auto") -> Tensor:
-    """K (H, L) of DLR, K_l = Re sum_n W_n exp((-a_n^2 + i w_n) l) (DLR, section 3). a, w (N,), of all heads; W (H, N)."""
+    """K (..., H, L) of DLR, K_l = Re sum_n W_n exp((-a_n^2 + i w_n) l) (section 3). a, w (N,), W (..., H, N)."""
     backend = resolve("dlr_kernel", backend, KERNEL_BACKENDS, W.device)
     _check("dlr_kernel", None, length, a=a, w=w, W=W)
     if backend == "reference":
         return _impulse_response(dlr_step, (dlr_discretize(a, w),), W, length)
-    return shared_power_sum(_dlr_log(a, w), W, length)
+    return shared_power_sum(_dlr_log(a, w), W.flatten(0, -2), length).unflatten(0, W.shape[:-1])
 
 
 def s4_kernel(
     dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, length: int, *, backend: str = "auto"
 ) -> Tensor:
-    """K (..., H, L) of S4, K_l = 2 Re(C Abar^l Bbar), bilinear, A = diag(Lambda) - P P^* on conjugate pairs (S4, section 3).
+    """K (..., H, L) of S4, K_l = 2 Re(C Abar^l Bbar), bilinear, A = diag(Lambda) - P P^* on conjugate pairs (S4, 3).
 
-    dt (H,), Lambda, B (N',) or (H, N'), P (r, N') or (r, H, N') of any rank r, C (..., H, N'). C is the true C, not the
-    C (I - Abar^L) of S4's Cauchy form: it means the same at every length, and nothing breaks when modes do not decay over L.
+    dt (H,), Lambda and B (N',) or (H, N'), P (r, N') or (r, H, N') of any rank r, C (..., H, N'). C is the true C, not
+    the C (I - Abar^L) of S4's Cauchy form: it means the same at every length, and modes need not decay over L.
     """
     backend = resolve("s4_kernel", backend, KERNEL_BACKENDS, C.device)
     _check("s4_kernel", dt, length, Lambda=Lambda, P=P, B=B, C=C)
