@@ -416,8 +416,10 @@ def test_two_downloads_of_one_file_ask_once(server: fs.FaultServer, tmp_path: Pa
 
 
 def test_probe_reads_no_body(server: fs.FaultServer) -> None:
-    assert probe(server.script([fs.good]), policy()) == (200, SIZE)
+    assert probe(server.script([fs.good]), policy()) == SIZE
     assert server.sent == 0
+    with pytest.raises(Unreachable, match="an HTML page"):
+        probe(server.script([lambda r: r.head(200, Content_Type="text/html", Content_Length=0)]), policy())
     with pytest.raises(Unreachable, match="answers 403"):
         probe(server.script([lambda r: r.head(403, Content_Length=0)]), policy())
 

@@ -92,13 +92,34 @@ def fetch(
                     for file, place in zip(way.form.files, way.places, strict=True)
                 ]
             except download.Unreachable as error:
-                reasons.append(str(error))
+                reasons.append(error.brief)
                 continue
             files = {output: unpack.digest(work / output) for output in way.form.outputs}
             for output in way.form.outputs:
                 (work / output).replace(out / output)
         return Fetched(way.form.label, way.origin + "".join(f" {origin}" for origin in origins if origin), files)
     raise Blocked("; ".join(reasons))
+
+
+def check(name: str) -> dict[str, str]:
+    """Ask every address of a source what it holds, without downloading: address -> "ok" or what is wrong."""
+    states = {}
+    for file in (file for form in _source(name).forms for file in form.files):
+        for url in file.urls:
+            try:
+                size = download.probe(url)
+            except download.Unreachable as error:
+                states[url] = error.brief
+                continue
+            wrong = file.bytes is not None and size not in (None, file.bytes)
+            states[url] = f"has {size} bytes, not the listed {file.bytes}" if wrong else "ok"
+    return states
+
+
+def locate(name: str, network: bool, mirror: str | None) -> tuple[str, str]:
+    """The form that `fetch` would take and where from: (label, "mirror" or "network"). Raises Blocked."""
+    way = _ways(_source(name), network, mirror)[0]
+    return way.form.label, way.origin
 
 
 def _source(name: str) -> Source:
@@ -128,7 +149,7 @@ def _ways(source: Source, network: bool, mirror: str | None) -> list[_Way]:
             elif complete and not lacking:
                 missing = [file.name for file, place in zip(form.files, places, strict=True) if place is None]
                 lacking = next(filter(None, wrong), "") or f"the mirror lacks {', '.join(missing)}"
-        elif mirror is not None and all(file.mirror for file in form.files):
+        elif mirror is not None and all(file.mirror and not file.folder for file in form.files):
             root = mirror.rstrip("/")
             ways.append(_Way(form, "mirror", tuple(tuple(f"{root}/{p}" for p in file.mirror) for file in form.files)))
     if network:
@@ -140,15 +161,16 @@ def _ways(source: Source, network: bool, mirror: str | None) -> list[_Way]:
     if not ways:
         if mirror is None and not network:
             raise Blocked("not asked for (network off, no mirror)")
-        lacking = (
-            lacking or f"the mirror holds none of its forms ({', '.join(form.files[0].name for form in source.forms)})"
-        )
-        raise Blocked(f"{lacking}; {'it has no address' if network else 'network off'}")
+        if mirror is not None:
+            forms = dict.fromkeys(form.files[0].name for form in source.forms if form.files[0].mirror)
+            lacking = lacking or f"the mirror holds none of its forms ({', '.join(forms)})"
+        raise Blocked("; ".join(filter(None, (lacking, "it has no address" if network else "network off"))))
     return sorted(ways, key=lambda way: way.form.label == "partial")
 
 
 def _place(file: File, mirror: Path) -> Path | None:
-    return next((mirror / path for path in file.mirror if (mirror / path).is_file()), None)
+    there = Path.is_dir if file.folder else Path.is_file
+    return next((mirror / path for path in file.mirror if there(mirror / path)), None)
 
 
 def _size(file: File, place: Path) -> str:
@@ -173,6 +195,10 @@ def _take(
         with download.bar(file.name, progress) as watch:
             done = download.download(place, path, file.bytes, file.sha256, watch=watch)
         origin, found = done.url, (done.bytes, done.sha256)
+    elif file.folder:
+        path = work / file.name
+        unpack.pack(place, path, file.limits)
+        found = unpack.digest(path)
     else:
         path = place
         if not file.members:  # a copy is verified, as the mirror may change; archives are opened where they are

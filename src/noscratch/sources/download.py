@@ -36,7 +36,12 @@ LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
 class Unreachable(NoscratchError):  # noqa: N818
-    """No address gave the file."""
+    """No address gave the file. brief: what each answered, without the addresses."""
+
+    def __init__(self, name: str, answers: Sequence[tuple[str, str]]) -> None:
+        told = "; ".join(f"{url}: {answer}" for url, answer in answers)
+        super().__init__(f"{name}: no address gives it ({told}); try again later or use a mirror")
+        self.brief = f"no address gives {name} ({'; '.join(answer for _, answer in answers)})"
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def download(
                 return Downloaded("", *verify(target, size, sha256))
             target.unlink()
         part = _Part(target)
-        reasons: list[str] = []
+        answers: list[tuple[str, str]] = []
         other: str | None = None
         for url in urls:
             failed = spoiled = 0
@@ -127,7 +132,7 @@ def download(
                     part.discard()
                     raise
                 except _Never as error:
-                    reasons.append(f"{url}: {error}")
+                    answers.append((url, str(error)))
                     break
                 except _Again as error:
                     if not error.keep:
@@ -137,21 +142,25 @@ def download(
                         spoiled += 1
                     failed = 0 if part.size >= before + GAIN else failed + 1
                     if failed == policy.attempts or spoiled == 2:
-                        reasons.append(f"{url}: {error}")
+                        answers.append((url, str(error)))
                     else:
                         policy.sleep(min(LONGEST_WAIT, max(error.wait, 2.0 ** max(0, failed - 1))))
         if other is not None:
-            raise DigestError(f"{target.name}: {other}; no address gave the listed file: {'; '.join(reasons)}")
-        raise Unreachable(f"{target.name}: {'; '.join(reasons) or 'no address'}; try again later or use a mirror")
+            told = "; ".join(f"{url}: {answer}" for url, answer in answers)
+            raise DigestError(f"{target.name}: {other}; no address gives the listed file ({told})")
+        raise Unreachable(target.name, answers)
 
 
-def probe(url: str, policy: Policy | None = None) -> tuple[int, int | None]:
-    """Status and length in bytes (None: not told) that an address answers, without downloading. Raises Unreachable."""
+def probe(url: str, policy: Policy | None = None) -> int | None:
+    """Bytes that an address promises (None: it does not tell), without downloading. Raises Unreachable."""
+    name = url.rpartition("/")[2]
     try:
         with contextlib.closing(_open(url, {}, policy or Policy(), "HEAD")) as answer:
-            return answer.status, _length(answer.headers)
+            if answer.headers.get_content_type() == "text/html":
+                raise _Never("an HTML page instead of the file")
+            return _length(answer.headers)
     except (_Again, _Never) as error:
-        raise Unreachable(f"{url}: {error}") from error
+        raise Unreachable(name, [(url, str(error))]) from error
 
 
 @contextlib.contextmanager

@@ -179,6 +179,30 @@ def extract(path: Path, table: Sequence[Member], out: Path, limits: Limits, rest
                 candidate.unlink(missing_ok=True)
 
 
+def pack(folder: Path, target: Path, limits: Limits) -> None:
+    """Put every file below a folder into one uncompressed tar, sorted by name: the same files give the same bytes.
+
+    Raises ArchiveError for a link, a device or more than `limits` allow.
+    """
+    with disk_errors(target.name), tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+        guard = _Guard(folder, limits)
+        for root, folders, files in os.walk(folder, followlinks=False):
+            folders.sort()
+            for name in sorted([*files, *(name for name in folders if (Path(root) / name).is_symlink())]):
+                path = Path(root) / name
+                info = tarfile.TarInfo(guard.name(path.relative_to(folder).as_posix()))
+                state = path.lstat()
+                if not stat.S_ISREG(state.st_mode):
+                    raise ArchiveError(f"{folder.name}: {info.name!r} is not a regular file; refused")
+                info.size = state.st_size
+                if (total := guard.total + info.size) > limits.bytes:
+                    raise ArchiveError(f"{folder.name}: holds more than {limits.bytes} bytes; refused")
+                guard.total = total
+                with path.open("rb") as file:
+                    tar.addfile(info, file)
+                tar.members.clear()  # type: ignore[attr-defined]
+
+
 def _lookup(places: dict[str, tuple[Member, int]], name: str) -> tuple[Member, int] | tuple[None, int]:
     """The member of the table that a name belongs to: itself, or the folder that it is below."""
     if name in places and not places[name][0].folder:
