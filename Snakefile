@@ -1,28 +1,34 @@
 """How each file is made: one rule per kind of job, then the views, reports and the site.
 
-The plan (src/noscratch/plan.py) names the jobs; a job's only output is the record of its store entry, which one rename publishes
-whole. So existence means complete and up to date (profiles/default: rerun-triggers mtime, and every input is ancient), and nothing is
-re-run after `git clone`, `dvc pull` or `touch`. Views and reports have no declared output: their rules always run and are idempotent.
+The plan (src/noscratch/plan.py) names the jobs; a job's only output is the record of its store entry, which one rename
+publishes whole. So existence means complete and up to date (profiles/default: rerun-triggers mtime, and every input is
+ancient), and nothing is re-run after `git clone`, `dvc pull` or `touch`. Views and reports have no declared output:
+their rules always run and are idempotent.
 """
 
 import os
 import sys
 
-from noscratch.availability import refresh_availability
+from noscratch import availability
 from noscratch.device import gpu_count
 from noscratch.locks import only_run
 from noscratch.plan import KINDS, VIEWS, read_plan
 from noscratch.store import Store
 
-STORE = Store(Path.cwd())
+STORE, PLAN = Store(Path.cwd()), read_plan(Path.cwd())
+NOSCRATCH = f"{sys.executable} -m noscratch"
+GPUS = gpu_count() if PLAN.params.run.device != "cpu" else 0
+
 if workflow.is_main_process and not workflow.dryrun:
-    # One run at a time: the lock lives as long as this process. Blocked results are forgotten first, so that they are tried again.
+    # One run at a time: the lock lives as long as this process. Sources come first (a cluster's nodes often have no
+    # network), so that the graph holds only jobs that can run; what waits on a blocked source is shown in the views.
     LOCK = only_run(STORE.data)
     LOCK.__enter__()
-    STORE.drop_blocked()
-PLAN = read_plan(Path.cwd())
-GPUS = gpu_count() if PLAN.params.run.device != "cpu" else 0
-NOSCRATCH = f"{sys.executable} -m noscratch"
+    if "DVC_ROOT" not in os.environ:
+        availability.refresh(STORE, PLAN)
+    for _ in availability.bring(STORE, PLAN):
+        pass
+BLOCKED = availability.blocked(STORE, PLAN)
 
 
 def record(job):
@@ -30,11 +36,19 @@ def record(job):
 
 
 def needs(wildcards):
-    return [ancient(record(PLAN[address])) for address in PLAN[wildcards.address].needs.values()]
+    return [
+        ancient(record(PLAN[address]))
+        for address in PLAN[wildcards.address].needs.values()
+    ]
 
 
 def shown_in(*views):
-    return [ancient(record(job)) for view in views for job in PLAN.in_view(view)]
+    return [
+        ancient(record(job))
+        for view in views
+        for job in PLAN.in_view(view)
+        if job.address not in BLOCKED
+    ]
 
 
 wildcard_constraints:
@@ -97,16 +111,8 @@ rule runs:
         f"{NOSCRATCH} view runs"
 
 
-onstart:
-    if "DVC_ROOT" not in os.environ:
-        refresh_availability(STORE, PLAN)
-
-
 onsuccess:
-    STORE.drop_blocked()
-    if "all" in workflow.dag_settings.targets or not workflow.dag_settings.targets:
+    if "DVC_ROOT" not in os.environ and set(workflow.dag_settings.targets) <= {
+        "all"
+    }:
         shell(f"{NOSCRATCH} commit")
-
-
-onerror:
-    STORE.drop_blocked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -15,8 +16,8 @@ import pytest
 
 from noscratch.errors import NoscratchError
 from noscratch.plan import VIEWS, Job
-from noscratch.record import write_record
-from noscratch.store import BLOCKED, RECORD, Store, make_view, sha256_of, sync, view_differs
+from noscratch.record import blocked_record, write_record
+from noscratch.store import RECORD, Store, difference, expected, make_view, sha256_of, sync
 
 
 def job(kind: str, label: str, needs: Mapping[str, str] | None = None, **settings: object) -> Job:
@@ -33,14 +34,21 @@ class FakePlan:
         return [j for j in self.jobs.values() if j.kind in VIEWS[view]]
 
 
-def publish(store: Store, what: Job, content: str = "bytes", state: str = "done") -> None:
+def publish(store: Store, what: Job, content: str = "bytes") -> None:
     with store.building(what) as folder:
-        if state != "blocked":
-            (folder / "artifact.txt").write_text(content)
-        write_record(what, folder, state, {}, {})
+        (folder / "artifact.txt").write_text(content)
+        write_record(what, folder, "done", {}, {})
         (folder / "provenance.json").write_text("{}")
-        if state == "blocked":
-            (folder / BLOCKED).touch()
+
+
+def show(store: Store, *jobs: Job, blocked: Mapping[str, bytes] | None = None) -> bool:
+    """Make the view `raw` of these jobs; whether it changed."""
+    return make_view(store, "raw", expected(store, FakePlan(*jobs), "raw", blocked or {}))  # type: ignore[arg-type]
+
+
+def wrong(store: Store, *jobs: Job) -> str | None:
+    """What is wrong with the view `raw`, if it is to show these jobs."""
+    return difference(store.data / "raw", expected(store, FakePlan(*jobs), "raw", {}))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -128,65 +136,65 @@ def test_killed_is_never_mistaken_for_done(store: Store, when: str) -> None:
     assert store.has(what)
 
 
-def test_blocked_results_are_dropped_and_shown(store: Store) -> None:
+def test_blocked_is_shown_and_kept_nowhere(store: Store) -> None:
     a, b = job("fetch", "a"), job("fetch", "b")
-    plan = FakePlan(a, b)
     publish(store, a)
-    publish(store, b, state="blocked")
-    make_view(store, plan, "raw")  # type: ignore[arg-type]
-    assert store.drop_blocked() == [b.name]
-    assert store.has(a)
-    assert not store.has(b)
+    assert show(store, a, b, blocked={b.address: blocked_record(b, "b: not asked for")})
     shown = contents(store.data / "raw")
-    assert "folder/b/record.json" in shown
-    assert not any(name.endswith((BLOCKED, "provenance.json")) for name in shown)
-    assert view_differs(store, plan, "raw") is None  # type: ignore[arg-type]
+    assert set(shown) == {"folder/a/artifact.txt", "folder/a/record.json", "folder/b/record.json"}
+    assert json.loads(shown["folder/b/record.json"])["reason"] == "b: not asked for"
+    assert not store.has(b)
+    publish(store, b)
+    assert show(store, a, b, blocked={b.address: blocked_record(b, "b: not asked for")}), (
+        "a result stands before a block"
+    )
+    assert json.loads(contents(store.data / "raw")["folder/b/record.json"])["state"] == "done"
 
 
 def test_views_hold_exactly_the_plan(store: Store) -> None:
     a, b = job("fetch", "a"), job("fetch", "b")
     publish(store, a)
     publish(store, b)
-    both, one = FakePlan(a, b), FakePlan(a)
-    assert make_view(store, both, "raw")  # type: ignore[arg-type]
-    assert not make_view(store, both, "raw"), "nothing changed"  # type: ignore[arg-type]
+    assert show(store, a, b)
+    assert not show(store, a, b), "nothing changed"
     inode = (store.data / "raw/folder/a/artifact.txt").stat().st_ino
     assert inode == (store.path(a) / "artifact.txt").stat().st_ino, "a hard link, no second copy"
-    assert make_view(store, one, "raw")  # type: ignore[arg-type]
+    assert show(store, a)
     assert set(contents(store.data / "raw")) == {"folder/a/artifact.txt", "folder/a/record.json"}
     assert store.has(b), "what leaves the plan stays in the store"
 
 
 def test_a_view_of_something_missing_is_refused(store: Store) -> None:
     with pytest.raises(NoscratchError, match="is not there"):
-        make_view(store, FakePlan(job("fetch", "a")), "raw")  # type: ignore[arg-type]
+        show(store, job("fetch", "a"))
     assert not (store.data / "raw").exists()
 
 
 def test_differences_are_found(store: Store) -> None:
     a = job("fetch", "a")
-    plan = FakePlan(a)
-    assert "is not there" in (view_differs(store, plan, "raw") or "")  # type: ignore[arg-type]
     publish(store, a)
-    make_view(store, plan, "raw")  # type: ignore[arg-type]
-    assert view_differs(store, plan, "raw") is None  # type: ignore[arg-type]
+    assert wrong(store, a) == "data/raw is not there"
+    show(store, a)
+    assert wrong(store, a) is None
     changed = job("fetch", "a", setting=2)
-    assert "the plan's is" in (view_differs(store, FakePlan(changed), "raw") or "")  # type: ignore[arg-type]
+    publish(store, changed)
+    assert wrong(store, changed) == "data/raw/folder/a/record.json is not the plan's"
     stray = store.data / "raw/folder/a/stray"
     stray.write_text("x")
-    assert "does not name" in (view_differs(store, plan, "raw") or "")  # type: ignore[arg-type]
+    assert wrong(store, a) == "data/raw holds folder/a/stray, which the plan does not name"
     stray.unlink()
     artifact = store.data / "raw/folder/a/artifact.txt"
     artifact.unlink()
+    assert wrong(store, a) == "data/raw lacks folder/a/artifact.txt"
     artifact.write_text("BYTES")
-    assert "differs from the store" in (view_differs(store, plan, "raw") or "")  # type: ignore[arg-type]
+    assert wrong(store, a) == "data/raw/folder/a/artifact.txt is not the plan's"
 
 
 def test_views_are_adopted_after_a_pull(store: Store, tmp_path: Path) -> None:
     a = job("fetch", "a")
     plan = FakePlan(a)
     publish(store, a)
-    make_view(store, plan, "raw")  # type: ignore[arg-type]
+    show(store, a)
     clone = Store(tmp_path / "clone")
     clone.data.mkdir(parents=True)
     shutil.copytree(store.data / "raw", clone.data / "raw")
@@ -200,7 +208,7 @@ def test_altered_bytes_are_not_adopted(store: Store, tmp_path: Path) -> None:
     a = job("fetch", "a")
     plan = FakePlan(a)
     publish(store, a)
-    make_view(store, plan, "raw")  # type: ignore[arg-type]
+    show(store, a)
     shutil.rmtree(store.path(a))
     artifact = store.data / "raw/folder/a/artifact.txt"
     artifact.chmod(0o644)

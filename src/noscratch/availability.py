@@ -1,19 +1,21 @@
-"""data/availability.json: which sources can be had, in one small file that the fetch stage depends on.
+"""Which sources can be had: data/availability.json, one small file that the fetch stage depends on.
 
-A blocked result is kept nowhere, so something must tell DVC when to try again: this file, rewritten only when its
-content changes.
+A blocked job has no result that could be kept at its address, so it is tried again; this file, rewritten only when its
+content changes, is what tells DVC when. It also tells the plan which jobs cannot run, so that the rest goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from noscratch import sources
-from noscratch.plan import Plan, sources_of
-from noscratch.stages import MIRROR
-from noscratch.store import Store, read_record, write_json
+from noscratch.plan import Job, Plan
+from noscratch.record import blocked_record
+from noscratch.stages import MIRROR, run_job
+from noscratch.store import Store, as_json
 
 AVAILABLE = "available"
 
@@ -22,40 +24,67 @@ def _file(store: Store) -> Path:
     return store.data / "availability.json"
 
 
-def refresh_availability(store: Store, plan: Plan) -> None:
+def refresh(store: Store, plan: Plan, network: bool | None = None) -> dict[str, str]:
     """Look again for every source of the plan: in the store, in the mirror, on the network where the tier allows it."""
-    names = list(sources_of(plan))
-    found = sources.availability(names, network=plan.params.tier.network, mirror=os.environ.get(MIRROR))
-    held = {
-        str(job.settings["source"])
-        for job in plan.of("fetch")
-        if store.has(job) and read_record(store.path(job))["state"] == "done"
-    }
-    _write(store, {name: AVAILABLE if name in held else found[name] for name in names})
+    jobs = {job.label: job for job in plan.of("fetch")}
+    allowed = plan.params.tier.network if network is None else network
+    found = sources.availability(jobs, network=allowed, mirror=os.environ.get(MIRROR))
+    return _write(store, {name: AVAILABLE if store.has(job) else found[name] for name, job in jobs.items()})
 
 
-def note_outcomes(store: Store, plan: Plan) -> None:
-    """After fetching: a source that was thought available and could not be had is blocked with its reason, until the
-    next refresh."""
-    states = {}
-    for job in plan.of("fetch"):
-        record = read_record(store.data / "raw" / job.view)
-        states[job.label] = AVAILABLE if record["state"] == "done" else f"blocked: {record['reason']}"
-    _write(store, states)
-
-
-def read_availability(store: Store, plan: Plan) -> dict[str, str]:
-    """What the file says, looking afresh when there is none."""
-    if not _file(store).is_file():
-        refresh_availability(store, plan)
-    return json.loads(_file(store).read_text(encoding="utf-8"))
-
-
-def _write(store: Store, states: dict[str, str]) -> None:
+def read(store: Store, plan: Plan) -> dict[str, str]:
+    """What was found at the last look; looks when there was none, or when it was for other sources."""
     path = _file(store)
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == states:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    write_json(temporary, states)
-    temporary.replace(path)
+    if path.is_file():
+        states: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        if states.keys() == {job.label for job in plan.of("fetch")}:
+            return states
+    return refresh(store, plan)
+
+
+def bring(store: Store, plan: Plan, network: bool | None = None, progress: bool = False) -> Iterator[tuple[Job, str]]:
+    """Fetch what was found and is not in the store yet; yields each source's job and its state.
+
+    What turns out not to be had after all (404, a wrong digest on every mirror) is blocked, with its reason, until the
+    next refresh.
+    """
+    states = read(store, plan)
+    for job in plan.of("fetch"):
+        if states[job.label] == AVAILABLE and not store.has(job):
+            try:
+                run_job(store, plan, job, network=network, progress=progress)
+            except sources.Blocked as blocked:
+                states = _write(store, {**states, job.label: f"blocked: {blocked.reason}"})
+        yield job, states[job.label]
+
+
+def blocked(store: Store, plan: Plan) -> dict[str, str]:
+    """Address -> reason of every job that cannot run, because a source that it needs cannot be had."""
+    states = read(store, plan)
+    reasons: dict[str, str] = {}
+    for job in plan.jobs.values():
+        if store.has(job):
+            continue
+        if job.kind == "fetch" and states[job.label] != AVAILABLE:
+            reasons[job.address] = f"{job.label}: {states[job.label].removeprefix('blocked: ')}"
+        else:
+            because = next((reasons[address] for address in job.needs.values() if address in reasons), None)
+            if because is not None:
+                reasons[job.address] = because
+    return reasons
+
+
+def blocked_records(store: Store, plan: Plan) -> dict[str, bytes]:
+    """Address -> record of every job that cannot run, for the views."""
+    return {address: blocked_record(plan[address], reason) for address, reason in blocked(store, plan).items()}
+
+
+def _write(store: Store, states: dict[str, str]) -> dict[str, str]:
+    path = _file(store)
+    content = as_json(states)
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    return states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,9 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from noscratch import availability
 from noscratch.errors import NoscratchError
+from noscratch.locks import only_run
 from noscratch.plan import VIEWS, Plan, read_plan
-from noscratch.store import RECORD, Store, make_view, read_record, sync, view_differs
+from noscratch.store import Store, difference, expected, make_view, read_record, sync
 
 # What an exit code means to a script or a scheduler.
 EXIT_ERROR = 1
@@ -51,19 +54,16 @@ def _checkout() -> tuple[Store, Plan]:
 
 
 def _states(store: Store, plan: Plan) -> dict[str, str]:
-    """State of every job: that of its record (in the store, or in its view when the store dropped it), or `planned`."""
-    states = {}
-    for view in VIEWS:
-        for job in plan.in_view(view):
-            for folder in (store.path(job), store.data / view / job.view):
-                if (folder / RECORD).is_file():
-                    record = read_record(folder)
-                    if record["address"] == job.address:
-                        states[job.address] = record["state"]
-                        break
-            else:
-                states[job.address] = "planned"
-    return states
+    """State of every job: that of its record, `blocked`, or `planned`."""
+    cannot = availability.blocked(store, plan)
+    return {
+        job.address: read_record(store.path(job))["state"]
+        if store.has(job)
+        else "blocked"
+        if job.address in cannot
+        else "planned"
+        for job in plan.jobs.values()
+    }
 
 
 @app.command()
@@ -99,28 +99,17 @@ def status() -> None:
 
 
 def _reasons(store: Store, the_plan: Plan) -> list[str]:
-    """One line for each job that ended otherwise than done; what merely waits on a blocked source is counted with
-    it."""
-    lines: list[str] = []
-    waiting: Counter[str] = Counter()
-    for view in VIEWS:
-        for job in the_plan.in_view(view):
-            folder = store.data / view / job.view
-            if not (folder / RECORD).is_file():
-                continue
-            record = read_record(folder)
-            if record["state"] == "done":
-                continue
-            if job.kind == "fetch":
-                lines.append(f"{record['state']:9} source {job.label}: {record['reason']}")
-            elif record["state"] == "blocked":
-                waiting[job.kind] += 1
-            else:
+    """One line for each job that ended otherwise than done; what waits on a blocked source is counted."""
+    cannot = availability.blocked(store, the_plan)
+    lines = [f"blocked   source {cannot[job.address]}" for job in the_plan.of("fetch") if job.address in cannot]
+    for job in the_plan.of("pretrain", "finetune"):
+        if store.has(job):
+            record = read_record(store.path(job))
+            if record["state"] != "done":
                 lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
+    waiting = Counter(job.kind for job in the_plan.of("prepare", "pretrain", "finetune") if job.address in cannot)
     if waiting:
-        lines.append(
-            "waiting on blocked sources: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items())
-        )
+        lines.append("waiting   on them: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
     return lines
 
 
@@ -159,14 +148,12 @@ def sources(
 
     Example: NOSCRATCH_MIRROR=../mirror noscratch sources --refresh
     """
-    from noscratch.availability import read_availability, refresh_availability
-
     store, the_plan = _checkout()
     if refresh:
-        refresh_availability(store, the_plan)
+        availability.refresh(store, the_plan)
         return
     table = Table("source", "state", box=None, pad_edge=False)
-    for name, state in read_availability(store, the_plan).items():
+    for name, state in availability.read(store, the_plan).items():
         table.add_row(name, escape(state))
     out.print(table)
 
@@ -181,17 +168,11 @@ def fetch(
 
     Example: noscratch fetch --network
     """
-    from noscratch.availability import refresh_availability
-    from noscratch.stages import run_job
-
     store, the_plan = _checkout()
-    store.drop_blocked()
-    for job in the_plan.of("fetch"):
-        state = run_job(store, the_plan, job, network=network or None, progress=True)
-        reason = read_record(store.path(job))["reason"]
-        out.print(f"{job.label}: {state}" + (f" ({escape(reason)})" if reason else ""))
-    store.drop_blocked()
-    refresh_availability(store, the_plan)
+    with only_run(store.data):
+        availability.refresh(store, the_plan, network or None)
+        for job, state in availability.bring(store, the_plan, network or None, progress=True):
+            out.print(f"{job.label}: {escape(state)}")
 
 
 @app.command(name="sync")
@@ -216,11 +197,9 @@ def view(names: Annotated[list[str], typer.Argument(help="raw, prepared, runs")]
     for name in names:
         if name not in VIEWS:
             raise NoscratchError(f"The views are {', '.join(VIEWS)}; got {name!r}. Name one of them.")
-        make_view(store, the_plan, name)
-        if name == "raw":
-            from noscratch.availability import note_outcomes
-
-            note_outcomes(store, the_plan)
+    records = availability.blocked_records(store, the_plan)
+    for name in names:
+        make_view(store, name, expected(store, the_plan, name, records))
 
 
 @app.command()
@@ -286,11 +265,12 @@ def commit() -> None:
     if "DVC_ROOT" in os.environ:
         return  # inside `dvc repro`, which records its stages itself
     store, the_plan = _checkout()
+    records = availability.blocked_records(store, the_plan)
     for name in VIEWS:
-        difference = view_differs(store, the_plan, name)
-        if difference:
+        wrong = difference(store.data / name, expected(store, the_plan, name, records))
+        if wrong:
             raise NoscratchError(
-                f"DVC records only views of the present plan; {difference}. Run `snakemake --cores all all`, "
+                f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, "
                 f"which ends with this command."
             )
     done = subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=False)
@@ -304,15 +284,12 @@ def repro() -> None:
 
     Example: NOSCRATCH_MIRROR=../mirror noscratch repro
     """
-    from noscratch.availability import refresh_availability
-    from noscratch.locks import only_run
-
     store, the_plan = _checkout()
     with only_run(store.data):
         adopted = sync(store, the_plan)
         if adopted:
             out.print(f"adopted {len(adopted)} results from the views")
-        refresh_availability(store, the_plan)
+        availability.refresh(store, the_plan)
         done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
     if done.returncode:
         raise NoscratchError(
@@ -341,10 +318,6 @@ def gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what wo
 
     Example: noscratch gc --dry-run
     """
-    import shutil
-
-    from noscratch.locks import only_run
-
     store, the_plan = _checkout()
     with only_run(store.data):
         for path in [*store.leftovers(), *store.unnamed(the_plan)]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,8 +208,3 @@ def cells(params: Params) -> list[Cell]:
 def read_plan(root: Path) -> Plan:
     """The plan that params.yaml in `root` and the present code make."""
     return Plan(load(root))
-
-
-def sources_of(plan: Plan) -> Iterable[str]:
-    """Names of the sources that the plan needs, in plan order."""
-    return [str(job.settings["source"]) for job in plan.of("fetch")]

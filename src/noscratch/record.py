@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from noscratch.plan import Job
-from noscratch.store import PROVENANCE, RECORD, sha256_of, write_json
+from noscratch.store import PROVENANCE, RECORD, as_json, sha256_of
 
 SCHEMA = 1
 STATES = ("done", "failed", "blocked", "diverged")
@@ -43,8 +43,23 @@ def write_record(
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    write_json(
-        folder / RECORD,
+    (folder / RECORD).write_bytes(_record(job, state, inputs, result, reason, artifacts))
+
+
+def blocked_record(job: Job, reason: str) -> bytes:
+    """The record of a job that cannot run because a source cannot be had; shown in the views, kept nowhere."""
+    return _record(job, "blocked", {}, {}, reason, {})
+
+
+def _record(
+    job: Job,
+    state: str,
+    inputs: Mapping[str, str],
+    result: Mapping[str, Any],
+    reason: str | None,
+    artifacts: Mapping[str, Any],
+) -> bytes:
+    return as_json(
         {
             "schema": SCHEMA,
             "kind": job.kind,
@@ -60,7 +75,7 @@ def write_record(
             "reason": reason,
             "artifacts": artifacts,
             "result": dict(result),
-        },
+        }
     )
 
 
@@ -76,8 +91,7 @@ class Stopwatch:
 
     def write(self, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write provenance.json; `extra` is what only the job knows (a source's origin, telemetry)."""
-        write_json(
-            folder / PROVENANCE,
+        provenance = as_json(
             {
                 "commit": self.commit,
                 "dirty": self.dirty,
@@ -92,8 +106,9 @@ class Stopwatch:
                 "seconds": round(time.perf_counter() - self._clock, 3),
                 "cpu_seconds": round(time.process_time() - self._cpu, 3),
                 **extra,
-            },
+            }
         )
+        (folder / PROVENANCE).write_bytes(provenance)
 
 
 def _commit(root: Path) -> tuple[str | None, bool | None]:

@@ -1,14 +1,15 @@
 """Run one job of the plan: check what it needs, do its work in a fresh folder, record it, publish it.
 
-A job whose source cannot be had ends as `blocked` with the reason, and so does every job that needs it. A diverged
-training run is a result and is kept. Any other error ends the process and publishes nothing: the next run does the job
-again.
+A diverged training run is a result and is kept, and a run that needs it has failed. Any other error ends the process
+and publishes nothing: the next run does the job again. A job whose source cannot be had is never started; see
+availability.py.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,13 +20,13 @@ from noscratch.errors import NoscratchError
 from noscratch.params import task_module
 from noscratch.plan import Job, Plan
 from noscratch.record import Stopwatch, write_record
-from noscratch.store import BLOCKED, RECORD, Store, read_record, sha256_of
+from noscratch.store import RECORD, Store, read_record, sha256_of
 
 MIRROR = "NOSCRATCH_MIRROR"
 
 
 class _Ends(Exception):  # noqa: N818 (an outcome, caught below)
-    """The job ends without being done: as blocked, diverged or failed, with a reason."""
+    """The job ends without being done: as diverged or failed, with a reason."""
 
     def __init__(self, state: str, reason: str) -> None:
         super().__init__(reason)
@@ -44,7 +45,7 @@ def run_job(
     """Do one job unless its result stands; returns its state.
 
     `network` overrides the tier's word on downloads; `stop_after` (seconds) ends training at a checkpoint with
-    train.Interrupted.
+    train.Interrupted. Raises sources.Blocked for a source that cannot be had.
     """
     if store.has(job):
         return str(read_record(store.path(job))["state"])
@@ -64,7 +65,8 @@ def run_job(
         try:
             _refuse_unless_done(inputs)
             if job.kind == "fetch":
-                result, extra = _fetch(job, out, plan.params.tier.network if network is None else network, progress)
+                allowed = plan.params.tier.network if network is None else network
+                result, extra = _fetch(store, job, out, allowed, progress)
             elif job.kind == "prepare":
                 result = _prepare(job, inputs, out)
             else:
@@ -74,31 +76,36 @@ def run_job(
         digests = {role: sha256_of(folder / RECORD) for role, folder in inputs.items()}
         write_record(job, out, state, digests, result, reason)
         watch.write(out, extra)
-        if state == "blocked":
-            (out / BLOCKED).touch()
+    shutil.rmtree(_checkpoints(store, job), ignore_errors=True)
     return state
 
 
+def _checkpoints(store: Store, job: Job) -> Path:
+    """Where a training job keeps its checkpoints until its result is published."""
+    return store.data / "checkpoints" / job.name
+
+
 def _refuse_unless_done(inputs: Mapping[str, Path]) -> None:
-    for role, folder in inputs.items():
+    for folder in inputs.values():
         record = read_record(folder)
-        if record["state"] == "blocked":
-            raise _Ends("blocked", record["reason"] if record["kind"] != "fetch" else f"{role}: {record['reason']}")
         if record["state"] != "done":
             raise _Ends(
                 "failed", f"needs {record['kind']} {record['address']}, which {record['state']}: {record['reason']}"
             )
 
 
-def _fetch(job: Job, out: Path, network: bool, progress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _fetch(store: Store, job: Job, out: Path, network: bool, progress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     from noscratch import sources
 
-    try:
-        fetched = sources.fetch(
-            str(job.settings["source"]), out, network=network, mirror=os.environ.get(MIRROR), progress=progress
-        )
-    except sources.Blocked as blocked:
-        raise _Ends("blocked", str(blocked)) from None
+    fetched = sources.fetch(
+        str(job.settings["source"]),
+        out,
+        network=network,
+        mirror=os.environ.get(MIRROR),
+        progress=progress,
+        cache=store.data / "downloads",
+        digests=store.root / "reports" / "digests.json",
+    )
     return {"source": job.settings["source"], "form": fetched.form}, {"origin": fetched.origin}
 
 
@@ -131,7 +138,7 @@ def _train(
                 dict(job.settings),
                 prepared=inputs["prepared"],
                 out=out,
-                checkpoints=store.data / "checkpoints" / job.name,
+                checkpoints=_checkpoints(store, job),
                 init=inputs.get("pretrained"),
                 device=where,
                 stop_after=stop_after,

@@ -25,9 +25,6 @@ from noscratch.plan import VIEWS, Job, Plan
 
 RECORD = "record.json"
 PROVENANCE = "provenance.json"
-# A blocked result is published for the jobs that wait on it, shown in the views, and dropped from the store: it is
-# tried again.
-BLOCKED = "blocked"
 
 
 def sha256_of(path: Path) -> str:
@@ -36,11 +33,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON with sorted keys and a final newline."""
-    path.write_text(
-        json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+def as_json(value: object) -> bytes:
+    """JSON with sorted keys and a final newline."""
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -77,7 +72,7 @@ class Store:
         return self.folder / job.name
 
     def has(self, job: Job) -> bool:
-        """Is the job's result complete (blocked counts)?"""
+        """Is the job's result complete?"""
         return (self.path(job) / RECORD).is_file()
 
     @contextmanager
@@ -111,16 +106,6 @@ class Store:
             os.rename(temporary, final)
             shutil.rmtree(aside)
         _sync_folder(self.folder)
-
-    def drop_blocked(self) -> list[str]:
-        """Remove blocked results, so that they are tried again; returns their names."""
-        dropped = []
-        for sign in sorted(self.folder.glob(f"[0-9a-f]*/{BLOCKED}")):
-            aside = self.folder / f".tmp-drop-{sign.parent.name}-{os.getpid()}"
-            os.rename(sign.parent, aside)
-            shutil.rmtree(aside)
-            dropped.append(sign.parent.name)
-        return dropped
 
     def leftovers(self) -> list[Path]:
         """What killed jobs left: temporary folders of dead processes, and final folders without a record."""
@@ -160,53 +145,74 @@ def _sync_folder(folder: Path) -> None:
 
 def _shown(folder: Path) -> list[Path]:
     """The files of a result that a view shows: all but what differs each time."""
-    return sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in (PROVENANCE, BLOCKED)
-    )
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / PROVENANCE)
 
 
-def expected(store: Store, plan: Plan, view: str) -> dict[str, Path]:
-    """What a view must hold: path below the view -> file in the store. Every job of the view must be complete."""
-    files = {}
+def expected(store: Store, plan: Plan, view: str, blocked: Mapping[str, bytes]) -> dict[str, Path | bytes]:
+    """What a view must hold: path below the view -> file in the store, or the record of a blocked job.
+
+    `blocked` maps the address of each job that cannot run to its record; every other job must be complete.
+    """
+    files: dict[str, Path | bytes] = {}
     for job in plan.in_view(view):
         folder = store.path(job)
-        if not store.has(job):
+        if store.has(job):
+            for path in _shown(folder):
+                files[f"{job.view}/{path.relative_to(folder).as_posix()}"] = path
+        elif job.address in blocked:
+            files[f"{job.view}/{RECORD}"] = blocked[job.address]
+        else:
             raise NoscratchError(
                 f"View {view} shows complete results only; {job.name} is not there. Run `snakemake --cores all {view}`."
             )
-        for path in _shown(folder):
-            files[f"{job.view}/{path.relative_to(folder).as_posix()}"] = path
     return files
 
 
-def same_file(a: Path, b: Path) -> bool:
-    """The same inode, or the same bytes."""
-    if a.samefile(b):
+def _same(place: Path, content: Path | bytes) -> bool:
+    """Does the file hold this content: the same inode, or the same bytes?"""
+    if isinstance(content, bytes):
+        return place.read_bytes() == content
+    if place.samefile(content):
         return True
-    return a.stat().st_size == b.stat().st_size and sha256_of(a) == sha256_of(b)
+    return place.stat().st_size == content.stat().st_size and sha256_of(place) == sha256_of(content)
 
 
-def _holds(view: Path, files: Mapping[str, Path]) -> bool:
-    present = {p.relative_to(view).as_posix(): p for p in view.rglob("*") if p.is_file()}
-    return present.keys() == files.keys() and all(same_file(present[name], files[name]) for name in files)
+def difference(target: Path, files: Mapping[str, Path | bytes]) -> str | None:
+    """The first way in which a view's folder is not what it must be, or None."""
+    if not target.is_dir():
+        return f"data/{target.name} is not there"
+    present = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()}
+    for name in sorted(present | files.keys()):
+        if name not in files:
+            return f"data/{target.name} holds {name}, which the plan does not name"
+        if name not in present:
+            return f"data/{target.name} lacks {name}"
+        if not _same(target / name, files[name]):
+            return f"data/{target.name}/{name} is not the plan's"
+    return None
 
 
-def make_view(store: Store, plan: Plan, view: str) -> bool:
-    """Make data/<view> show exactly the plan; returns whether anything changed. The old view stands until the new one
-    is whole."""
+def make_view(store: Store, view: str, files: Mapping[str, Path | bytes]) -> bool:
+    """Make data/<view> hold exactly `files`; returns whether anything changed.
+
+    The old view stands until the new one is whole.
+    """
     target = store.data / view
-    files = expected(store, plan, view)
-    if target.is_dir() and _holds(target, files):
+    if difference(target, files) is None:
         return False
     temporary = store.data / f".tmp-view-{view}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with full_disk_explained(f"View {view}"):
             temporary.mkdir(parents=True)
-            for name, source in files.items():
+            for name, content in files.items():
                 place = temporary / name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(source, place)
+                if isinstance(content, bytes):
+                    place.write_bytes(content)
+                    place.chmod(0o444)
+                else:
+                    link_or_copy(content, place)
             if target.exists():
                 aside = store.data / f".tmp-aside-{view}-{os.getpid()}"
                 os.rename(target, aside)
@@ -228,35 +234,6 @@ def link_or_copy(source: Path, place: Path) -> None:
             raise
         shutil.copyfile(source, place)
         place.chmod(0o444)
-
-
-def view_differs(store: Store, plan: Plan, view: str) -> str | None:
-    """Why a view is not that of the plan, or None. Blocked results, which the store drops, are judged by their record
-    alone."""
-    target = store.data / view
-    if not target.is_dir():
-        return f"data/{view} is not there"
-    present = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()}
-    for job in plan.in_view(view):
-        folder = target / job.view
-        if not (folder / RECORD).is_file():
-            return f"data/{view} lacks {job.view}"
-        record = read_record(folder)
-        if record["address"] != job.address:
-            return f"data/{view}/{job.view} is {record['address']}, the plan's is {job.address}"
-        if store.has(job):
-            shown = {f"{job.view}/{p.relative_to(store.path(job)).as_posix()}": p for p in _shown(store.path(job))}
-            for name, path in shown.items():
-                if name not in present or not same_file(target / name, path):
-                    return f"data/{view}/{name} differs from the store"
-            present -= shown.keys()
-        elif record["state"] == "blocked":
-            present -= {f"{job.view}/{RECORD}"}
-        else:
-            return f"data/{view}/{job.view} is not in the store; `noscratch sync` adopts it"
-    if present:
-        return f"data/{view} holds {min(present)}, which the plan does not name"
-    return None
 
 
 def sync(store: Store, plan: Plan) -> list[str]:

@@ -1,0 +1,91 @@
+"""The command line: help that helps, and one clear error for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from checkout import Checkout, make_checkout
+from noscratch.cli import app
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return make_checkout(tmp_path_factory.mktemp("cli") / "checkout")
+
+
+def commands() -> list[str]:
+    return [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
+
+
+def test_help_lists_every_command() -> None:
+    said = CliRunner().invoke(app, ["--help"]).output
+    assert "make repro" in said
+    assert all(name in said for name in commands())
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_an_example(name: str) -> None:
+    said = CliRunner().invoke(app, [name, "--help"])
+    assert said.exit_code == 0
+    assert f"noscratch {name}" in said.output.partition("Example:")[2], said.output
+
+
+def test_no_arguments_show_help() -> None:
+    assert "Usage" in CliRunner().invoke(app, []).output
+
+
+def test_outside_a_checkout(checkout: Checkout, tmp_path: Path) -> None:
+    done = Checkout(tmp_path).noscratch("plan", check=False, PYTHONPATH=str(checkout.root / "src"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Commands run in a checkout")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "0123456789ab"], "has no job '0123456789ab'"),
+        (["view", "rwa"], "The views are raw, prepared, runs; got 'rwa'"),
+        (["commit"], "DVC records only views of the present plan; data/raw is not there"),
+        (["collect"], "record"),
+    ],
+)
+def test_mistakes_are_one_message(checkout: Checkout, arguments: list[str], said: str) -> None:
+    done = checkout.noscratch(*arguments, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_stops_before_any_work(checkout: Checkout, tmp_path: Path) -> None:
+    mine = checkout.clone(tmp_path / "clone")
+    mine.edit("params.yaml", "  s4d: {}\n", "  s4f: {}\n")
+    for done in (mine.noscratch("repro", check=False), mine.snakemake("all", check=False)):
+        assert done.returncode == 1
+        assert "there is no backbone 's4f'" in done.stdout + done.stderr
+    assert not (mine.root / "data").exists()
+
+
+def test_a_mirror_that_is_not_there(checkout: Checkout, tmp_path: Path) -> None:
+    done = checkout.noscratch("sources", "--refresh", check=False, NOSCRATCH_MIRROR=str(tmp_path / "nothing"))
+    assert done.returncode == 1
+    assert "is not a folder; set NOSCRATCH_MIRROR" in done.stderr
+
+
+def test_a_mirror_that_lacks_a_file_blocks_that_source(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    checkout.noscratch("sources", "--refresh", NOSCRATCH_MIRROR=str(tmp_path / "mirror"))
+    assert "blocked: the mirror holds none of its forms" in checkout.noscratch("sources").stdout
+
+
+def test_a_host_without_gpu_is_refused_above_smoke(checkout: Checkout, tmp_path: Path) -> None:
+    mine = checkout.clone(tmp_path / "clone")
+    mine.edit("params.yaml", "tier: smoke, device: cpu", "tier: mini, device: cuda")
+    address = mine.noscratch("plan", "--kind", "finetune").stdout.splitlines()[1].split()[0]
+    needs = mine.noscratch("plan", "--kind", "prepare").stdout.splitlines()[1].split()[0]
+    mine.noscratch("run", needs)
+    done = mine.noscratch("run", address, check=False, NOSCRATCH_GPUS="0")
+    assert done.returncode == 1
+    assert "this host has none" in done.stderr
