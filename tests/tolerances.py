@@ -1,30 +1,18 @@
-"""One rule for how large an error may be, and one way to say how large it was."""
+"""One rule for how large an error may be, that of the self-test, and one way to say how large it was."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from noscratch.known_answers import tolerance
+
+__all__ = ["GOLDEN", "Error", "assert_close", "error", "tolerance"]
+
 GOLDEN = 1e-10
 """Relative error allowed against stored float64 reference vectors, computed in float64."""
-
-
-def tolerance(dtype: torch.dtype, length: int = 1, condition: float = 1.0) -> float:
-    """Largest |got - want| allowed in `dtype`, relative to the scale of the result (max |want| by default).
-
-    eps(dtype) * 4 (1 + log2(2 length)) * condition, because
-    - an FFT or a pairwise sum of `length` terms passes each value through log2(2 length) rounded additions, so its
-      error grows like eps log2(2 length) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, 4.2, 24.1);
-    - around that stand a few roundings that do not depend on the length (inputs, a product, the result): the 1;
-    - both sides of a comparison in float64 round, and transcendental functions are right to a few ulp: the 4;
-    - what amplifies errors of the data is the caller's to state as `condition`: `length` for a recurrence taken step by
-      step (errors of Abar^l add up), `length * |Im dt A|` for the phase of a parameter that was rounded to `dtype`, the
-      ratio of the sizes of the terms to the size of their sum where they cancel.
-    """
-    return torch.finfo(dtype).eps * 4.0 * (1.0 + math.log2(2.0 * max(length, 1))) * max(condition, 1.0)
 
 
 class Error(NamedTuple):
