@@ -36,7 +36,7 @@ def write_task(
         random = np.random.default_rng([number, length])
         lengths = np.full(size, length) if pixels else random.integers(shortest, length + 1, size)
         tokens = [random.integers(low, high, n) for n in lengths]
-        share = np.array([np.mean(row >= (low + high) / 2) for row in tokens])
+        share = np.array([np.sum(row >= (low + high) / 2) / max(len(row), 1) for row in tokens])
         labels = pa.array(share, pa.float32()) if kind == "regression" else pa.array((share > 0.5).astype(np.int64))
         table = pa.table(
             {

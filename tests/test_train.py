@@ -1,0 +1,603 @@
+"""Training: the loop, what it reads and when, its determinism, and that nothing is lost when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from noscratch import backbones, data, flops, model, objectives, train
+from noscratch.checkpoint import CheckpointError
+from noscratch.errors import NoscratchError
+from tolerances import assert_close, tolerance
+
+BACKBONES = ("transformer", "s4d")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_task(tmp_path_factory.mktemp("prepared"))
+
+
+def run(tmp_path: Path, settings: dict[str, Any], prepared: Path, name: str = "run", **more: Any) -> dict[str, Any]:
+    """train.run into tmp_path/name with checkpoints beside it."""
+    out = tmp_path / name
+    out.mkdir(exist_ok=True)
+    arguments: dict[str, Any] = {"init": None, "device": "cpu"} | more
+    return train.run(settings, prepared, out, tmp_path / f"{name}-checkpoints", **arguments)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def curve(folder: Path) -> list[tuple[int, str, str, float]]:
+    rows = [line.split(",") for line in (folder / train.CURVES).read_text().splitlines()]
+    assert rows[0] == ["step", "split", "metric", "value"]
+    return [(int(step), split, metric, float(value)) for step, split, metric, value in rows[1:]]
+
+
+# Every objective
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "masked tokens": {"task": {}, "phase": "pretrain", "objective": "masked", "protocol": "spt-masked"},
+    "next token": {"task": {}, "phase": "pretrain", "objective": "causal", "protocol": "spt-causal"},
+    "masked pixels, L1": {
+        "task": {"inputs": "pixels", "loss": "l1"},
+        "phase": "pretrain",
+        "objective": "masked",
+        "protocol": "spt-masked",
+    },
+    "next pixel": {"task": {"inputs": "pixels"}, "phase": "pretrain", "objective": "causal", "protocol": "spt-causal"},
+    "classes": {"task": {}},
+    "classes of pixels, causal": {"task": {"inputs": "pixels"}, "protocol": "spt-causal"},
+    "values": {"task": {"kind": "regression"}},
+    "classes in bfloat16": {"task": {}, "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_objective_trains_and_repeats_to_the_bit(tmp_path: Path, case: str, backbone: str) -> None:
+    changes = dict(CASES[case])
+    prepared = tiny.write_task(tmp_path / "prepared", **changes.pop("task"))
+    settings = tiny.settings(backbone=backbone, **changes)
+    results = [run(tmp_path, settings, prepared, name) for name in ("one", "two")]
+    assert results[0] == results[1]
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    result = results[0]
+    assert json.loads(json.dumps(result)) == result, "plain values only"
+    assert set(result) == {"phase", "metrics", "primary", "selection", "examples", "counts", "kernels"}
+    assert all(np.isfinite(v) for split in result["metrics"].values() for v in split.values())
+    assert result["counts"]["steps"] == settings["train"]["steps"]
+    assert 0 < result["counts"]["tokens_real"] <= result["counts"]["tokens_computed"]
+    assert result["counts"]["flops"] > 0
+    assert result["kernels"]
+
+
+def test_another_seed_gives_another_run(tmp_path: Path, prepared: Path) -> None:
+    for seed in (0, 1):
+        run(tmp_path, tiny.settings(seed=seed), prepared, str(seed))
+    assert files(tmp_path / "0")[train.WEIGHTS] != files(tmp_path / "1")[train.WEIGHTS]
+
+
+def test_training_learns(tmp_path: Path, prepared: Path) -> None:
+    result = run(tmp_path, tiny.settings(steps=60, dropout=0.0), prepared)
+    losses = [value for _, split, metric, value in curve(tmp_path / "run") if (split, metric) == ("train", "loss")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result["metrics"]["test"]["accuracy"] > 0.6
+
+
+# What is read, and when
+
+
+def test_pretraining_needs_the_training_split_only(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared")
+    settings = tiny.settings("pretrain", "masked", protocol="spt-masked")
+    with_them = run(tmp_path, settings, prepared, "with")
+    for split in ("validation", "test"):
+        (prepared / f"{split}.arrow").unlink()
+    assert run(tmp_path, settings, prepared, "without") == with_them
+    assert files(tmp_path / "with") == files(tmp_path / "without")
+    assert with_them["examples"] == {"train": tiny.SIZES["train"]}
+    with pytest.raises(data.DataError, match=r"validation.arrow"):
+        run(tmp_path, tiny.settings(), prepared, "finetune")
+
+
+def test_the_test_split_is_opened_once_after_the_last_step(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Recorded(data.Split):
+        def __init__(self, folder: Path, name: str) -> None:
+            events.append(f"open {name}")
+            super().__init__(folder, name)
+
+        def batch(self, index: np.ndarray) -> data.Batch:
+            events.append(self.name)
+            return super().batch(index)
+
+    monkeypatch.setattr(train, "Split", Recorded)
+    result = run(tmp_path, tiny.settings(), prepared)
+    assert events.count("open test") == 1
+    opened = events.index("open test")
+    assert events[:opened].count("train") == result["counts"]["steps"]
+    assert "validation" not in events[opened:]
+    assert "test" not in events[:opened]
+
+
+def test_the_earliest_best_validation_step_is_handed_over(tmp_path: Path, prepared: Path) -> None:
+    settings = tiny.settings(steps=40, evaluate_every=2, lr=0.05)
+    result = run(tmp_path, settings, prepared)
+    validation = {
+        s: v for s, split, metric, v in curve(tmp_path / "run") if (split, metric) == ("validation", "accuracy")
+    }
+    best = max(validation.values())
+    earliest = min(step for step, value in validation.items() if value == best)
+    assert list(validation.values()).count(best) < len(validation), "the run never changed its score"
+    assert result["selection"] == {
+        "rule": "highest validation accuracy, the earliest of equals",
+        "step": earliest,
+        "value": best,
+    }
+    assert result["metrics"]["validation"]["accuracy"] == best
+    # The weights on disk and the predictions are those of that step.
+    meta = data.read_meta(prepared)
+    restored = model.build_model(meta, settings, seed=99)
+    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "run" / train.WEIGHTS))
+    table = pyarrow.parquet.read_table(tmp_path / "run" / train.PREDICTIONS)
+    assert table.schema.names == ["id", "split", "target", "prediction"]
+    for name in ("validation", "test"):
+        split = data.Split(prepared, name)
+        scores = train.evaluate(restored, split, meta, 100, "float32", torch.device("cpu"))
+        rows = table.filter(pyarrow.compute.equal(table["split"], name))
+        assert rows["id"].to_pylist() == split.ids().to_pylist()
+        assert rows["target"].to_pylist() == split.targets().tolist()
+        assert rows["prediction"].to_pylist() == scores.prediction.tolist()
+        assert {k: v for k, v in scores.metrics.items() if k != "loss"} == {
+            k: v for k, v in result["metrics"][name].items() if k != "loss"
+        }
+        assert scores.metrics["loss"] == pytest.approx(result["metrics"][name]["loss"], rel=1e-5)
+
+
+# Handing over
+
+
+def test_fine_tuning_starts_from_all_but_the_head(tmp_path: Path, prepared: Path) -> None:
+    pretrain = tiny.settings("pretrain", "masked", protocol="spt-masked")
+    run(tmp_path, pretrain, prepared, "pretrain")
+    given_weights = safetensors.torch.load_file(tmp_path / "pretrain" / train.WEIGHTS)
+    # A learning rate that float32 cannot see leaves the weights where they started.
+    still = tiny.settings(protocol="spt-masked", lr=1e-30, weight_decay=0.0)
+    for name, init in (("scratch", None), ("pretrained", tmp_path / "pretrain")):
+        run(tmp_path, still, prepared, name, init=init)
+    scratch, pretrained = (
+        safetensors.torch.load_file(tmp_path / name / train.WEIGHTS) for name in ("scratch", "pretrained")
+    )
+    assert set(pretrained) == set(given_weights)
+    body = [name for name in pretrained if not name.startswith("head.")]
+    assert all(torch.allclose(pretrained[name], given_weights[name], rtol=0, atol=1e-20) for name in body)
+    assert any(not torch.equal(scratch[name], given_weights[name]) for name in body)
+    assert pretrained["head.weight"].shape == (2, 16)
+    assert given_weights["head.weight"].shape == (12, 16)
+    assert torch.equal(pretrained["head.weight"], scratch["head.weight"])
+
+
+@pytest.mark.parametrize("change", [{"d_model": 8}, {"layers": 2}, {"backbone": "s4d"}])
+def test_weights_of_another_model_are_refused(tmp_path: Path, prepared: Path, change: dict[str, Any]) -> None:
+    run(tmp_path, tiny.settings("pretrain", "masked", protocol="spt-masked"), prepared, "pretrain")
+    with pytest.raises(NoscratchError, match="same model settings"):
+        run(tmp_path, tiny.settings(protocol="spt-masked", **change), prepared, init=tmp_path / "pretrain")
+
+
+def test_missing_weights_are_named(tmp_path: Path, prepared: Path) -> None:
+    with pytest.raises((NoscratchError, FileNotFoundError), match=r"weights\.safetensors"):
+        run(tmp_path, tiny.settings(protocol="spt-masked"), prepared, init=tmp_path)
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_interrupted_after_every_step_it_ends_with_the_same_bits(tmp_path: Path, prepared: Path, backbone: str) -> None:
+    settings = tiny.settings(backbone=backbone, steps=6, evaluate_every=2)
+    whole = run(tmp_path, settings, prepared, "whole")
+    for step in range(1, 6):
+        with pytest.raises(train.Interrupted, match=f"after step {step} "):
+            run(tmp_path, settings, prepared, "parts", stop_after=0.0)
+    assert run(tmp_path, settings, prepared, "parts") == whole
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    settings = tiny.settings("pretrain", "causal", protocol="spt-causal", steps=6)
+    whole = run(tmp_path, settings, prepared, "whole")
+    original, calls = train.outcome_of, []
+
+    def signalled(*arguments: Any) -> objectives.Outcome:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(train, "outcome_of", signalled)
+    with pytest.raises(train.Interrupted, match=f"after step 3 .*{number.name}"):
+        run(tmp_path, settings, prepared, "parts")
+    monkeypatch.undo()
+    assert signal.getsignal(number) is before
+    assert run(tmp_path, settings, prepared, "parts") == whole
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("phase", "backbone"), [("pretrain", "s4d"), ("finetune", "transformer")], ids=["pretrain", "finetune"]
+)
+def test_killed_at_random_instants_it_ends_with_the_same_bits(
+    tmp_path: Path, prepared: Path, phase: str, backbone: str
+) -> None:
+    settings = (
+        tiny.settings(phase, "masked", backbone, protocol="spt-masked", steps=25)
+        if phase == "pretrain"
+        else tiny.settings(backbone=backbone, steps=25)
+    )
+    run(tmp_path, settings, prepared, "whole")
+    job = {
+        "settings": settings,
+        "prepared": str(prepared),
+        "out": str(tmp_path / "killed"),
+        "checkpoints": str(tmp_path / "checkpoints"),
+        "init": None,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, str(Path(__file__).parent / "kill.py"), str(tmp_path / "job.json"), "12", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 5, "the run ended before it could be killed"
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_a_corrupt_checkpoint_costs_time_not_the_result(tmp_path: Path, prepared: Path) -> None:
+    settings = tiny.settings(steps=6)
+    whole = run(tmp_path, settings, prepared, "whole")
+    for _ in range(3):
+        with pytest.raises(train.Interrupted):
+            run(tmp_path, settings, prepared, "parts", stop_after=0.0)
+    newest = max((tmp_path / "parts-checkpoints").glob("step-*"))
+    (newest / "tensors.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="Trying the one before"):
+        assert run(tmp_path, settings, prepared, "parts") == whole
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_checkpoints_of_other_settings_are_refused(tmp_path: Path, prepared: Path) -> None:
+    with pytest.raises(train.Interrupted):
+        run(tmp_path, tiny.settings(), prepared, stop_after=0.0)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(tmp_path, tiny.settings(lr=0.02), prepared)
+
+
+# Divergence
+
+
+def test_an_infinite_loss_stops_the_run_and_keeps_the_curve(tmp_path: Path, prepared: Path) -> None:
+    settings = tiny.settings(lr=1e30, clip=0.0, warmup=0, schedule="constant", evaluate_every=1)
+    with pytest.raises(train.Diverged, match=r"at step \d+, the loss is (nan|inf)") as caught:
+        run(tmp_path, settings, prepared)
+    assert caught.value.step >= 1
+    assert max(row[0] for row in curve(tmp_path / "run")) == caught.value.step
+
+
+def test_an_infinite_gradient_names_its_group(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = train.build_model
+
+    def poisoned(*arguments: Any) -> model.Model:
+        made = original(*arguments)
+        made.blocks[0].ssm.log_dt.register_hook(lambda gradient: gradient * torch.inf)
+        return made
+
+    monkeypatch.setattr(train, "build_model", poisoned)
+    with pytest.raises(train.Diverged, match=r"at step 0.*group \(lr 0\.001, weight decay 0\)"):
+        run(tmp_path, tiny.settings(backbone="s4d"), prepared)
+
+
+# Batches
+
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200).map(lambda values: np.array(values, np.int64))
+
+
+@given(lengths=LENGTHS, batch_tokens=st.integers(1, 300), seed=st.integers(0, 3), epoch=st.integers(0, 3))
+def test_an_epoch_has_every_example_once_within_the_budget(
+    lengths: np.ndarray, batch_tokens: int, seed: int, epoch: int
+) -> None:
+    batches = data.epoch_batches(lengths, batch_tokens, seed, epoch)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) * lengths[batch].max() <= batch_tokens or len(batch) == 1
+    again = data.epoch_batches(lengths, batch_tokens, seed, epoch)
+    assert all(np.array_equal(one, two) for one, two in zip(batches, again, strict=True))
+    evaluated = data.evaluation_batches(lengths, batch_tokens)
+    assert sorted(np.concatenate(evaluated)) == list(range(len(lengths)))
+
+
+@given(lengths=LENGTHS, step=st.integers(0, 80))
+def test_the_batches_from_a_step_on_are_the_tail_of_all(lengths: np.ndarray, step: int) -> None:
+    def first(start: int, count: int) -> list[tuple[int, int, list[int]]]:
+        stream = data.training_batches(lengths, 200, 0, start)
+        return [
+            (epoch, number, index.tolist()) for _, (epoch, number, index) in zip(range(count), stream, strict=False)
+        ]
+
+    assert first(step, 5) == first(0, step + 5)[step:]
+
+
+def test_seeds_and_epochs_differ() -> None:
+    lengths = np.full(50, 7)
+    orders = [
+        np.concatenate(data.epoch_batches(lengths, 70, s, e)).tolist() for s, e in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(("median", "spread", "longest", "budget"), [(1000, 0.7, 4096, 16384), (25, 0.6, 128, 2048)])
+def test_at_least_95_of_100_computed_tokens_are_real(median: int, spread: float, longest: int, budget: int) -> None:
+    drawn = np.random.default_rng(0).lognormal(np.log(median), spread, 25_000)
+    lengths = drawn.clip(2, longest).astype(np.int64)
+    batches = data.epoch_batches(lengths, budget, 0, 0)
+    computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    assert lengths.sum() >= 0.95 * computed, lengths.sum() / computed
+
+
+def test_uniform_is_a_uniform_function_of_all_its_keys() -> None:
+    grid = data.uniform(3, 0, np.arange(200)[:, None], np.arange(500))
+    assert grid.shape == (200, 500)
+    assert len(np.unique(grid)) == grid.size
+    counts, _ = np.histogram(grid, bins=20, range=(0, 1))
+    # 100,000 draws in 20 bins: five standard deviations around 5,000.
+    assert np.abs(counts - 5000).max() < 5 * np.sqrt(5000 * 0.95)
+    for other in (data.uniform(4, 0, 0, np.arange(500)), data.uniform(3, 1, 0, np.arange(500))):
+        assert abs(np.corrcoef(grid[0], other)[0, 1]) < 0.2
+    # The first values, so that no platform or library draws others.
+    first = [f"{value:.6f}" for value in data.uniform(1, 2, 3, np.arange(3))]
+    assert first == ["0.071664", "0.650376", "0.648677"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an Arrow file"])
+def test_a_split_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "train.arrow").write_bytes(content)
+    with pytest.raises(data.DataError, match=r"train\.arrow.*noscratch prepare"):
+        data.Split(tmp_path, "train")
+
+
+def test_an_empty_example_is_refused(tmp_path: Path) -> None:
+    tiny.write_task(tmp_path, shortest=0, length=1)
+    with pytest.raises(data.DataError, match="at least one token"):
+        data.Split(tmp_path, "train")
+
+
+def test_missing_meta_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(data.DataError, match=r"noscratch prepare"):
+        data.read_meta(tmp_path)
+
+
+# Objectives
+
+
+def test_hidden_positions_do_not_depend_on_the_batch() -> None:
+    lengths = torch.tensor([[9], [30], [1], [17]])
+    mask = torch.arange(30) < lengths
+    index = np.array([5, 2, 11, 7])
+    hidden = objectives.hidden_positions(mask, index, 0.3, seed=1, epoch=2)
+    assert not (hidden & ~mask).any()
+    assert hidden.any(dim=1).all()
+    for row in range(4):
+        alone = objectives.hidden_positions(mask[row : row + 1, : lengths[row]], index[row : row + 1], 0.3, 1, 2)
+        assert torch.equal(alone[0], hidden[row, : lengths[row]])
+    assert not torch.equal(hidden, objectives.hidden_positions(mask, index, 0.3, seed=1, epoch=3))
+    assert not torch.equal(hidden, objectives.hidden_positions(mask, index, 0.3, seed=2, epoch=2))
+
+
+def test_the_share_of_hidden_positions_is_the_ratio() -> None:
+    hidden = objectives.hidden_positions(torch.ones(100, 1000, dtype=torch.bool), np.arange(100), 0.15, 0, 0)
+    assert hidden.float().mean().item() == pytest.approx(0.15, abs=5 * (0.15 * 0.85 / 1e5) ** 0.5)
+    tiny_ratio = objectives.hidden_positions(torch.ones(50, 4, dtype=torch.bool), np.arange(50), 1e-9, 0, 0)
+    assert (tiny_ratio.sum(1) == 1).all(), "one position per sequence at least"
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.5])
+def test_hiding_nothing_is_an_error(tmp_path: Path, ratio: float) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", pretraining={"ratio": ratio, "loss": "cross-entropy"})
+    with pytest.raises(NoscratchError, match=r"\(0, 1\]"):
+        run(tmp_path, tiny.settings("pretrain", "masked", protocol="spt-masked"), prepared)
+
+
+def built(prepared: Path, **changes: Any) -> tuple[model.Model, data.Batch, dict[str, Any]]:
+    meta = data.read_meta(prepared)
+    made = model.build_model(meta, tiny.settings(dropout=0.0, **changes), seed=0).double().eval()
+    return made, data.Split(prepared, "train").batch(np.array([3, 1, 2])), meta
+
+
+@pytest.mark.parametrize("inputs", ["tokens", "pixels"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_is_hidden_does_not_reach_the_model(tmp_path: Path, inputs: str, backbone: str) -> None:
+    prepared = tiny.write_task(tmp_path, inputs=inputs)
+    made, batch, _ = built(prepared, phase="pretrain", objective="masked", backbone=backbone)
+    hidden = objectives.hidden_positions(batch.mask, batch.index, 0.3, 0, 0)
+    made.float()
+    features = made(batch.tokens, batch.mask, hidden)
+    changed = torch.where(hidden, batch.tokens % 5 + 1, batch.tokens)
+    assert not torch.equal(changed, batch.tokens)
+    assert torch.equal(made(changed, batch.mask, hidden), features)
+    seen = torch.where(batch.mask & ~hidden, batch.tokens % 5 + 1, batch.tokens)
+    assert not torch.equal(made(seen, batch.mask, hidden), features)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_next_element_is_predicted_from_earlier_ones_only(prepared: Path, backbone: str) -> None:
+    made, batch, meta = built(prepared, phase="pretrain", objective="causal", backbone=backbone, protocol="spt-causal")
+    outcome = objectives.outcome_of(made, batch, "causal", meta, 0, 0)
+    lengths = batch.mask.sum(1)
+    assert outcome.terms == int((lengths - 1).sum())
+    # The last real token is a target and never an input of any prediction.
+    changed = batch.tokens.clone()
+    last = (torch.arange(3), lengths - 1)
+    changed[last] = changed[last] % 10 + 1
+    other = objectives.outcome_of(
+        made, data.Batch(batch.index, changed, batch.mask, batch.label, batch.real), "causal", meta, 0, 0
+    )
+    assert_close(other.output, outcome.output, tolerance(torch.float32, 24, 100))
+    assert other.total != outcome.total
+    wanted = torch.cat([row[1:n] for row, n in zip(batch.tokens, lengths, strict=True)])
+    log_probabilities = outcome.output.log_softmax(-1).gather(1, wanted[:, None])
+    torch.testing.assert_close(outcome.total, -log_probabilities.sum())
+
+
+@pytest.mark.parametrize("objective", ["masked", "causal"])
+def test_sequences_of_one_element_do_not_break_a_step(tmp_path: Path, objective: str) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", shortest=1, length=1)
+    run(tmp_path, tiny.settings("pretrain", objective, protocol=f"spt-{objective}"), prepared)
+
+
+# The model
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_outputs_do_not_depend_on_the_batch(prepared: Path, backbone: str, causal: bool) -> None:
+    made, batch, _ = built(prepared, backbone=backbone, protocol="spt-causal" if causal else "scratch")
+    together = made.head(made.pool(made(batch.tokens, batch.mask), batch.mask))
+    for row, length in enumerate(batch.mask.sum(1)):
+        tokens = torch.nn.functional.pad(batch.tokens[row : row + 1, :length], (0, 40))
+        mask = torch.arange(int(length) + 40)[None] < length
+        alone = made.head(made.pool(made(tokens, mask), mask))
+        assert_close(
+            alone[0],
+            together[row],
+            tolerance(torch.float64 if alone.dtype == torch.float64 else torch.float32, 64, 100),
+        )
+
+
+def test_pooling_takes_the_mean_or_the_last_real_token(prepared: Path) -> None:
+    features, mask = torch.arange(24.0).view(2, 4, 3), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    both, _, _ = built(prepared)
+    assert torch.equal(both.pool(features, mask), torch.stack([features[0, :3].mean(0), features[1, 0]]))
+    causal, _, _ = built(prepared, protocol="spt-causal")
+    assert torch.equal(causal.pool(features, mask), torch.stack([features[0, 2], features[1, 0]]))
+
+
+def test_the_head_has_the_shape_that_the_vocabulary_asks_for(tmp_path: Path) -> None:
+    tokens = data.read_meta(tiny.write_task(tmp_path / "tokens"))
+    pixels = data.read_meta(tiny.write_task(tmp_path / "pixels", inputs="pixels"))
+    values = data.read_meta(tiny.write_task(tmp_path / "values", kind="regression"))
+    l1 = pixels | {"pretraining": {"ratio": 0.5, "loss": "l1"}}
+    shapes = [(tokens, "masked"), (tokens, "causal"), (tokens, "classify"), (pixels, "masked"), (l1, "masked")]
+    assert [model.outputs(meta, objective) for meta, objective in shapes] == [12, 12, 2, 256, 1]
+    assert model.outputs(values, "classify") == 1
+    for meta, objective in (*shapes, (values, "classify")):
+        made = model.build_model(meta, tiny.settings(objective=objective, protocol="spt-causal"), 0)
+        assert made.head.out_features == model.outputs(meta, objective)
+
+
+def test_a_bidirectional_backbone_has_no_causal_protocol() -> None:
+    class OneWay:
+        __name__ = "one_way"
+        CAUSAL_OK, BIDIRECTIONAL_OK = False, True
+
+    assert not model.is_causal(OneWay(), "spt-masked")  # type: ignore[arg-type]
+    with pytest.raises(backbones.BackboneError, match=r"spt-causal.*one_way"):
+        model.is_causal(OneWay(), "spt-causal")  # type: ignore[arg-type]
+
+
+def test_pixels_are_centred() -> None:
+    assert model.pixel_value(torch.tensor([0, 255])).tolist() == [-1.0, 1.0]
+
+
+# Counting
+
+
+@pytest.mark.parametrize("objective", ["classify", "masked"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_flops_of_a_run_are_those_of_its_steps(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, objective: str
+) -> None:
+    counted: list[int] = []
+    original = train.outcome_of
+
+    def counting(*arguments: Any) -> objectives.Outcome:
+        counted.append(flops.count(lambda: original(*arguments).total.backward()))
+        arguments[0].zero_grad()
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "outcome_of", counting)
+    phase = "finetune" if objective == "classify" else "pretrain"
+    result = run(tmp_path, tiny.settings(phase, objective, backbone, layers=2), prepared)
+    assert result["counts"]["flops"] == pytest.approx(sum(counted), rel=0.01)
+
+
+def test_counted_flops_are_those_of_torch() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    block = backbones.load("s4d").build(backbones.load("s4d").Config(d_state=8), 16, 24, causal=False)
+
+    def work() -> None:
+        backbones.parallel(block, torch.ones(2, 24, 16)).sum().backward()
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    assert flops.count(work) == counter.get_total_flops() > 0
+
+
+def test_attention_counts_on_the_cpu_too() -> None:
+    q = torch.ones(2, 3, 8, 4, requires_grad=True)
+    one = flops.count(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward())
+    assert one == 2 * 3 * 8 * 8 * 4 * 2 * 7  # two products forward, five backward, two operations each
+
+
+# What a process costs
+
+
+def test_a_run_imports_neither_the_compiler_nor_the_pipeline(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", metrics=["accuracy"])
+    heavy = ("torch._dynamo", "torch._inductor", "sklearn", "scipy", "pandas", "pydantic", "rich", "typer", "dvc")
+    (tmp_path / "out").mkdir()
+    program = (
+        "import sys, tiny; from pathlib import Path; from noscratch import train\n"
+        "train.run(tiny.settings(), *map(Path, sys.argv[1:]), None, 'cpu')\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(prepared), str(tmp_path / "out"), str(tmp_path / "checkpoints")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_progress_goes_to_standard_error(tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, tiny.settings(), prepared, progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "step 12/12, loss" in captured.err
