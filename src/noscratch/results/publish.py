@@ -1,7 +1,7 @@
 """Publish: reports and records become the site's generated pages.
 
-`publish` writes site/docs/generated: Markdown for MkDocs, and the downloads. The same inputs give the same bytes: no time,
-no host and no absolute path enters a page. What the pages hold is in results/pages, one module per kind of page.
+`publish` writes site/docs/generated: Markdown for MkDocs, and the downloads. The same inputs give the same bytes: no
+time, no host and no absolute path enters a page. What the pages hold is in results/pages, one module per kind of page.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import unescape
 from itertools import chain
 from pathlib import Path
 
 from noscratch.results.pages import board, data, downloads, grid, runs
 from noscratch.results.pages.evidence import Evidence, PublishError
-from noscratch.results.pages.markup import Page
 
 GENERATED = Path("site", "docs", "generated")
 TEMPORARY = ".generated-"
@@ -48,13 +47,17 @@ def publish(root: Path) -> list[Path]:
 
 
 def _check_links(files: Mapping[str, bytes], root: Path) -> None:
-    """Every relative link leads to a page, a download or a hand-written page; parts are included by pages one level up."""
+    """Every link leads to a page, a download or a hand-written page; a part is included by a page of site/docs."""
     targets = {name.removesuffix(".md") + ".html" if name.endswith(".md") else name for name in files}
     targets |= {f"../{path.stem}.html" for path in (root / "site" / "docs").glob("*.md")}
     for name, content in files.items():
         base = ".." if name.startswith("parts/") else posixpath.dirname(name)
         for href in re.findall(r'href="([^"]*)"', content.decode()) if name.endswith(".md") else ():
-            path = unescape(href).partition("#")[0].replace("generated/", "", 1) if base == ".." else unescape(href).partition("#")[0]
+            path = (
+                unescape(href).partition("#")[0].replace("generated/", "", 1)
+                if base == ".."
+                else unescape(href).partition("#")[0]
+            )
             place = path if base == ".." else posixpath.normpath(posixpath.join(base, path))
             if path and place not in targets:
                 raise PublishError(f"every link leads to a page of the site, but {name} links to {href}")
@@ -74,4 +77,4 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
         os.replace(folder, fresh.with_name(f"{fresh.name}-old"))
     os.replace(fresh, folder)
     shutil.rmtree(fresh.with_name(f"{fresh.name}-old"), ignore_errors=True)
-    return [folder / name for name in sorted(files)]
+    return sorted(folder / name for name in files)

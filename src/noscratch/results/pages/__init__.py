@@ -1,1 +1,1 @@
-"""The pages of the site: one module per kind, each turning `Evidence` into pages; `markup` and `charts` are their words."""
+"""The pages of the site: one module per kind, each turning `Evidence` into pages with `markup` and `charts`."""

@@ -39,6 +39,7 @@ from noscratch.results.pages.markup import (
 VERDICTS = ("supported", "contradicted", "inconclusive", "blocked", "not-run")
 # A claim of more quantities shows them folded.
 UNFOLDED = 3
+POINTERS = {"towards": "points towards it", "against": "points against it", "unclear": "unclear so far"}
 RULES = {
     "equivalent": "ours lies within {margin} of the published value (two one-sided tests)",
     "greater": "ours lies above the published value less {margin} (one-sided test)",
@@ -96,14 +97,20 @@ def judged(evidence: Evidence) -> list[Judged]:
     ids = [claim.id for paper in evidence.papers for claim in paper.claims]
     if set(ids) != set(headlines):
         lost = ", ".join(sorted(set(ids) ^ set(headlines)))
-        raise PublishError(f"every claim has one verdict, but claims/ and reports/verdicts.parquet differ in {lost}: run `dvc repro judge`")
+        raise PublishError(
+            f"every claim has one verdict, but claims/ and reports/verdicts.parquet differ in {lost}: "
+            "run `dvc repro judge`"
+        )
     order = ("none", *TIERS)
     found = [
         Judged(
             paper,
             claim,
             headlines[claim.id],
-            {q.name: sorted(rows[claim.id][q.name], key=lambda row: order.index(row["tier"])) for q in claim.quantities},
+            {
+                q.name: sorted(rows[claim.id][q.name], key=lambda row: order.index(row["tier"]))
+                for q in claim.quantities
+            },
         )
         for paper in evidence.papers
         for claim in paper.claims
@@ -130,7 +137,10 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
             "headline": dict(each.headline),
             "quantities": [dict(row) for rows in each.rows.values() for row in rows],
         }
-        yield f"claims/{slug(each.claim.id)}.json", (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        yield (
+            f"claims/{slug(each.claim.id)}.json",
+            (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode(),
+        )
 
 
 def front(evidence: Evidence, every: Sequence[Judged]) -> str:
@@ -149,10 +159,14 @@ def sentence(counts: Mapping[str, int], tiers: Sequence[str]) -> str:
     """The state of evidence, from the verdicts alone."""
     total, settled = sum(counts.values()), counts["supported"] + counts["contradicted"]
     if settled:
-        so_far = f"Of {total} claims, {settled} {'is' if settled == 1 else 'are'} settled: {counts['supported']} supported, {counts['contradicted']} contradicted."
+        are = "is" if settled == 1 else "are"
+        sides = f"{counts['supported']} supported, {counts['contradicted']} contradicted"
+        so_far = f"Of {total} claims, {settled} {are} settled: {sides}."
     else:
         so_far = f"Of {total} claims, none is settled yet."
-    open_ones = [f"{counts[verdict]} {verdict}" for verdict in ("inconclusive", "blocked", "not-run") if counts[verdict]]
+    open_ones = [
+        f"{counts[verdict]} {verdict}" for verdict in ("inconclusive", "blocked", "not-run") if counts[verdict]
+    ]
     still = f" Open: {', '.join(open_ones)}." if open_ones else ""
     return so_far + still + f" The runs so far are of tier {' and '.join(tiers)}."
 
@@ -162,7 +176,12 @@ def board(every: Sequence[Judged], up: str) -> Html:
     for each in every:
         claim, verdict = each.claim, each.headline["verdict"]
         statement = tag("div", link(up + claim_page(claim.id), claim.statement))
-        about = tag("small", link(up + paper_page(each.paper.paper), each.paper.title), f", {claim.where} · {claim.kind} · {claim.status}", class_="ns-quiet")
+        about = tag(
+            "small",
+            link(up + paper_page(each.paper.paper), each.paper.title),
+            f", {claim.where} · {claim.kind} · {claim.status}",
+            class_="ns-quiet",
+        )
         missing = tag("small", each.headline["missing"], class_="ns-quiet") if each.headline["missing"] else ""
         cells = (
             Cell(tag("span", chip(verdict), pointer(each.headline), class_="ns-stack"), key=VERDICTS.index(verdict)),
@@ -171,8 +190,13 @@ def board(every: Sequence[Judged], up: str) -> Html:
             Cell(tag("span", tier_needed(claim), missing, class_="ns-stack"), key=tier_rank(claim)),
         )
         rows.append(Row(cells, each.facets))
-    columns = [Column("Verdict", sort="number"), "Claim", Column("Published, and ours", sort=None), Column("Settled by, and what is missing", sort="number")]
-    caption = "Every claim: what was published, what we found (mean, 95 % interval, n seeds, tier), and what it takes to settle it"
+    columns: list[Column | str] = [
+        Column("Verdict", sort="number"),
+        "Claim",
+        Column("Published, and ours", sort=None),
+        Column("Settled by, and what is missing", sort="number"),
+    ]
+    caption = "What was published, what we found (mean, 95 % interval, n seeds, tier), and what it takes to settle it"
     return table(columns, rows, caption, facets=["verdict", "paper", "kind", "task", "backbone", "tier"])
 
 
@@ -180,7 +204,7 @@ def pointer(row: Mapping[str, Any]) -> Html:
     """Where weaker evidence points, while the verdict is open."""
     if row["indication"] == "none" or row["verdict"] in ("supported", "contradicted"):
         return Html("")
-    return tag("small", "points ", row["indication"], class_="ns-quiet")
+    return tag("small", POINTERS[row["indication"]], class_="ns-quiet")
 
 
 def tier_rank(claim: Claim) -> int:
@@ -191,7 +215,9 @@ def tier_needed(claim: Claim) -> Html:
     if isinstance(claim, Conflict):
         return Html("reading the sources")
     if isinstance(claim, Measured):
-        return tag("span", f"{claim.seeds} repetitions on {claim.device} device" if claim.seeds > 1 else "one measurement")
+        return tag(
+            "span", f"{claim.seeds} repetitions on {claim.device} device" if claim.seeds > 1 else "one measurement"
+        )
     return tag("span", tier_badge(claim.tier), f" {claim.seeds} seeds")
 
 
@@ -207,35 +233,64 @@ def _quantities(each: Judged, up: str) -> Html:
 def _line(each: Judged, quantity: Quantity, up: str) -> Html:
     row = each.best(quantity.name)
     name = tag("span", quantity.name, class_="ns-quantities__name")
-    return tag("li", name, " ", published(each.claim, quantity), Html(" <span class='ns-arrow' aria-hidden='true'>→</span> "), ours(row))
+    return tag(
+        "li",
+        name,
+        " ",
+        published(each.claim, quantity),
+        Html(" <span class='ns-arrow' aria-hidden='true'>→</span> "),
+        ours(row),
+    )
 
 
 def published(claim: Claim, quantity: Quantity) -> Html:
     """The paper's number or range, or what each source reads."""
     if isinstance(claim, Conflict):
         readings = claim.readings[quantity.name]
-        return join((tag("span", in_unit(value, claim.unit), " ", tag("small", source)) for source, value in readings.items()), " / ")
+        return join(
+            (tag("span", in_unit(value, claim.unit), " ", tag("small", source)) for source, value in readings.items()),
+            " / ",
+        )
     sign = {"greater": "> ", "less": "< "}.get(claim.test.rule, "")
-    value = in_unit(quantity.low, claim.unit) if quantity.low == quantity.high else f"{number(quantity.low)} to {in_unit(quantity.high, claim.unit)}"
+    value = (
+        in_unit(quantity.low, claim.unit)
+        if quantity.low == quantity.high
+        else f"{number(quantity.low)} to {in_unit(quantity.high, claim.unit)}"
+    )
     return tag("span", sign + value, class_="ns-published", title=f"published: {claim.where}, {claim.status}")
 
 
 def ours(row: Mapping[str, Any]) -> Html:
-    """Our number with interval, n and tier; or the word for why there is none."""
+    """Our number with interval, n and tier, and its verdict; or the verdict alone, where there is no number."""
     if row["estimate"] is None or row["comparison"] == "readings":
         return chip(row["verdict"])
+    return join([estimate(row), Html("") if row["verdict"] == "not-run" else chip(row["verdict"])], " ")
+
+
+def estimate(row: Mapping[str, Any]) -> Html:
     low, high = row["interval_low"], row["interval_high"]
     interval = "no interval" if low is None else f"[{number(low, 2)}, {number(high, 2)}]"
     small = tag("small", f"{interval} n = {row['n']}")
     hatched = "ns-score ns-few" if low is None or "seeds" in row["missing"] else "ns-score"
-    verdict = Html("") if row["verdict"] == "not-run" else chip(row["verdict"])
-    return tag("span", tag("b", in_unit(row["estimate"], row["unit"], 2)), " ", small, " ", tier_badge(row["tier"]), " ", verdict, class_=hatched)
+    return tag(
+        "span",
+        tag("b", in_unit(row["estimate"], row["unit"], 2)),
+        " ",
+        small,
+        " ",
+        tier_badge(row["tier"]),
+        class_=hatched,
+    )
 
 
 def in_unit(value: float | str, unit: str, digits: int = 4) -> str:
     if isinstance(value, str):
         return value
-    return f"{number(value, digits)} %" if unit in ("percent", "relative-percent") else f"{number(value, digits)} {unit.replace('-', ' ')}"
+    return (
+        f"{number(value, digits)} %"
+        if unit in ("percent", "relative-percent")
+        else f"{number(value, digits)} {unit.replace('-', ' ')}"
+    )
 
 
 def claim_detail(evidence: Evidence, each: Judged) -> Page:
@@ -245,6 +300,7 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
         claim.statement,
         f"Claim {claim.id}: {each.headline['verdict']}.",
         crumbs=[("Claims", "../../index.html"), (each.paper.title, f"../{paper_page(each.paper.paper)}")],
+        wide=True,
     )
     page.add(tag("p", chip(each.headline["verdict"]), " ", pointer(each.headline)))
     if each.headline["missing"]:
@@ -258,13 +314,24 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
                 ("Read in", f"{each.paper.sources[claim.source]} ({claim.status}: {STATUS[claim.status]})"),
                 ("Kind", claim.kind),
                 ("Settled by", tier_needed(claim)),
-                ("Claim", join([code(claim.id), f" version {claim.version}, ", link(f"{slug(claim.id)}.json", "as JSON")])),
+                (
+                    "Claim",
+                    join([code(claim.id), f" version {claim.version}, ", link(f"{slug(claim.id)}.json", "as JSON")]),
+                ),
             ]
         )
     )
     page.heading("The test, fixed before the first verdict")
-    margin = in_unit(claim.test.margin, claim.unit)
-    page.say(f"Supported when {RULES[claim.test.rule].format(margin=margin)}, at level {claim.test.alpha:g} after Holm's adjustment over the paper.")
+    test = claim.test
+    margin = (
+        in_unit(test.margin, claim.unit)
+        if test.margin is not None
+        else f"{test.margin_percent:g} % of the published value"
+    )
+    page.say(
+        f"Supported when {RULES[claim.test.rule].format(margin=margin)}, "
+        f"at level {claim.test.alpha:g} after Holm's adjustment over the paper."
+    )
     page.say(tag("strong", "Margin: "), claim.test.why, ".")
     need = getattr(claim, "need", None)
     if need and len(claim.quantities) > 1:
@@ -293,27 +360,43 @@ def _verdict_table(each: Judged) -> Html:
                 (
                     quantity.name,
                     published(each.claim, quantity),
-                    ours(row) if row["estimate"] is not None and row["comparison"] != "readings" else Cell("none", kind="ns-few ns-quiet"),
+                    estimate(row)
+                    if row["estimate"] is not None and row["comparison"] != "readings"
+                    else Cell("none", kind="ns-quiet"),
                     row["comparison"],
                     p,
                     tag("span", chip(row["verdict"]), pointer(row), class_="ns-stack"),
                     Cell(row["missing"], kind="ns-wide"),
                 )
             )
-    return table(["Quantity", "Published", "Ours", "Comparison", "p, adjusted", "Verdict", "Missing"], rows, "Every quantity at every tier that has runs")
+    return table(
+        ["Quantity", "Published", "Ours", "Comparison", "p, adjusted", "Verdict", "Missing"],
+        rows,
+        "Every quantity at every tier that has runs",
+    )
 
 
 def paper_detail(paper: Paper, every: Sequence[Judged]) -> Page:
     page = Page(
-        paper_page(paper.paper), paper.title, f"The claims of {paper.title}.", crumbs=[("Claims", "../../index.html")], wide=True
+        paper_page(paper.paper),
+        paper.title,
+        f"The claims of {paper.title}.",
+        crumbs=[("Claims", "../../index.html")],
+        wide=True,
     )
     counts = Counter(each.headline["verdict"] for each in every)
-    page.say(f"arXiv {paper.arxiv}. Its numbers were read in: ", "; ".join(f"{text} ({key})" for key, text in paper.sources.items()), ".")
+    page.say(
+        f"arXiv {paper.arxiv}. Its numbers were read in: ",
+        "; ".join(f"{text} ({key})" for key, text in paper.sources.items()),
+        ".",
+    )
     page.add(charts.share_bar("Verdicts", {verdict: counts[verdict] for verdict in VERDICTS}))
     tables = _twins(every)
     if tables:
         page.heading("The paper's tables beside ours")
-        page.say("Upper line: published. Lower line: ours, with 95 % interval, n and tier. Hatched: too few seeds, or none.")
+        page.say(
+            "Upper line: published. Lower line: ours, with 95 % interval, n and tier. Hatched: too few seeds, or none."
+        )
         page.add(*tables)
     page.heading("Claims")
     page.add(board(every, "../"))

@@ -1,6 +1,6 @@
-"""Small charts as inline SVG: readable in light, dark and print (colours are CSS variables), each with a title and a description.
+"""Small charts as inline SVG, each with a title and a description; the style sheet colours them.
 
-Series differ by dash and marker as well as by colour. Coordinates are rounded to a tenth, so equal data give equal bytes.
+Series differ by dash and marker as well as by colour. Coordinates are rounded to a tenth: equal data, equal bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ MOST_POINTS = 120
 # With more points than this only the last has its marker.
 MARKED_POINTS = 8
 # Where a metric cannot go: an interval that reaches beyond is cut there, with an arrow.
-BOUNDS = {"accuracy": (0.0, 1.0), "f1": (0.0, 1.0), "matthews": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0)}
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "matthews": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    "spearman": (-1.0, 1.0),
+}
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> Html:
@@ -53,7 +59,10 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
             parts.append(tag("path", d=path, class_=style))
         marked = shown if len(shown) <= MARKED_POINTS else shown[-1:]
         parts.extend(_marker(index, across(x), down(y)) for x, y in marked if math.isfinite(y))
-    last = {name: [f"{metric_value(y, y_label)} at {x_label} {number(x)}" for x, y in points][-1:] for name, points in series.items()}
+    last = {
+        name: [f"{metric_value(y, y_label)} at {x_label} {number(x)}" for x, y in points][-1:]
+        for name, points in series.items()
+    }
     description = "; ".join(f"{name} ends at {end[0]}" for name, end in last.items() if end)
     return _figure(title, description, width, height, parts, list(series))
 
@@ -63,7 +72,9 @@ def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, flo
     row_height, top, bottom, left, right, width = 26.0, 10.0, 30.0, 176.0, 26.0, 560.0
     height = top + bottom + row_height * len(rows)
     least, most = BOUNDS.get(metric, (-math.inf, math.inf))
-    edges = [min(max(edge, least), most) for _, mean, low, high, _ in rows for edge in (mean, low, high) if edge is not None]
+    edges = [
+        min(max(edge, least), most) for _, mean, low, high, _ in rows for edge in (mean, low, high) if edge is not None
+    ]
     x_ticks = ticks(min(edges), max(edges), 5)
 
     def across(x: float) -> float:
@@ -81,10 +92,19 @@ def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, flo
             parts.append(_end(across(max(low, least)), y, -1 if low < least else 0))
             parts.append(_end(across(min(high, most)), y, 1 if high > most else 0))
         hint = tag("title", f"{label}: {metric_value(mean, metric)}, 95 % {interval_text(low, high, metric)}, n = {n}")
-        parts.append(tag("circle", hint, cx=across(mean), cy=y, r=4.5, class_="ns-dot" if low is not None else "ns-dot ns-dot--hollow"))
+        parts.append(
+            tag(
+                "circle",
+                hint,
+                cx=across(mean),
+                cy=y,
+                r=4.5,
+                class_="ns-dot" if low is not None else "ns-dot ns-dot--hollow",
+            )
+        )
     description = (
-        f"{len(rows)} rows: mean {metric} and its 95 % t interval over seeds. Hollow dots have one seed and no interval; an arrow is an "
-        "interval that reaches beyond what the metric can be. The table below has the numbers."
+        f"{len(rows)} rows: mean {metric} and its 95 % t interval over seeds. Hollow dots have one seed; "
+        "an arrow is an interval that reaches beyond what the metric can be. The table below has the numbers."
     )
     return _figure(title, description, width, height, parts, [])
 
@@ -106,12 +126,28 @@ def share_bar(title: str, counts: Mapping[str, int]) -> Html:
     if not total:
         return Html("")
     parts = [
-        tag("span", tag("span", f"{count}", class_="ns-share__count"), class_=f"ns-share__part ns-share__part--{slug(name)}", style=f"flex-grow:{count}", title=f"{name}: {count} of {total}")
+        tag(
+            "span",
+            tag("span", f"{count}", class_="ns-share__count"),
+            class_=f"ns-share__part ns-share__part--{slug(name)}",
+            style=f"flex-grow:{count}",
+            title=f"{name}: {count} of {total}",
+        )
         for name, count in counts.items()
         if count
     ]
-    words = [tag("span", f"{name} ", tag("b", count), class_=f"ns-chip ns-chip--{slug(name)}") for name, count in counts.items() if count]
-    bar = tag("div", *parts, class_="ns-share", role="img", aria_label=f"{title}: " + ", ".join(f"{c} {n}" for n, c in counts.items() if c))
+    words = [
+        tag("span", f"{name} ", tag("b", count), class_=f"ns-chip ns-chip--{slug(name)}")
+        for name, count in counts.items()
+        if count
+    ]
+    bar = tag(
+        "div",
+        *parts,
+        class_="ns-share",
+        role="img",
+        aria_label=f"{title}: " + ", ".join(f"{c} {n}" for n, c in counts.items() if c),
+    )
     return tag("figure", bar, tag("figcaption", join(words, " ")), class_="ns-shares")
 
 
@@ -123,7 +159,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
 
 def thin(points: Points, most: int) -> list[tuple[float, float]]:
@@ -143,10 +179,20 @@ def _pieces(points: Points) -> list[list[tuple[float, float]]]:
     return [piece for piece in pieces if piece]
 
 
-def _figure(title: str, description: str, width: float, height: float, parts: Sequence[Html], names: Sequence[str]) -> Html:
+def _figure(
+    title: str, description: str, width: float, height: float, parts: Sequence[Html], names: Sequence[str]
+) -> Html:
     mark = "c" + sha256(f"{title}{description}".encode()).hexdigest()[:8]
     head = join([tag("title", title, id=f"{mark}t"), tag("desc", description, id=f"{mark}d")])
-    picture = tag("svg", head, *parts, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_labelledby=f"{mark}t {mark}d", class_="ns-svg")
+    picture = tag(
+        "svg",
+        head,
+        *parts,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_labelledby=f"{mark}t {mark}d",
+        class_="ns-svg",
+    )
     keys = [tag("span", _key(index), " ", name, class_="ns-key") for index, name in enumerate(names)]
     caption = tag("figcaption", tag("span", title, class_="ns-figure-title"), *keys)
     return tag("figure", caption, picture, class_="ns-figure")
@@ -163,7 +209,11 @@ def _marker(index: int, x: float, y: float) -> Html:
         return tag("circle", cx=x, cy=y, r=2.6, class_=style)
     if index % 4 == 1:
         return tag("rect", x=round(x - 2.6, 1), y=round(y - 2.6, 1), width=5.2, height=5.2, class_=style)
-    return tag("path", d=f"M{x} {round(y - 3.4, 1)}L{round(x + 3.2, 1)} {round(y + 2.6, 1)}L{round(x - 3.2, 1)} {round(y + 2.6, 1)}Z", class_=style)
+    return tag(
+        "path",
+        d=f"M{x} {round(y - 3.4, 1)}L{round(x + 3.2, 1)} {round(y + 2.6, 1)}L{round(x - 3.2, 1)} {round(y + 2.6, 1)}Z",
+        class_=style,
+    )
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Html:

@@ -5,26 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from noscratch.results.pages.evidence import Evidence
-from noscratch.results.pages.markup import Column, Page, chip, code, details, facts, join, link, note, prose, short, size, slug, table, tag, task_page
+from noscratch.results.pages.markup import (
+    Column,
+    Page,
+    chip,
+    code,
+    details,
+    facts,
+    join,
+    link,
+    note,
+    prose,
+    size,
+    slug,
+    table,
+    tag,
+    task_page,
+)
 from noscratch.sources.registry import SOURCES, Source
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
     page = Page("data.html", "Data", "Every source of data: state, licence, terms, citation, digests.")
     page.say(
-        "Nothing is redistributed here. A source is downloaded from its owner or taken from a mirror, checked against the digests below "
-        "before it is opened, and refused in any form that is not listed. What cannot be had is blocked, with the reason; no other data "
-        "ever stand in for it."
+        "Nothing is redistributed here. A source is downloaded from its owner or taken from a mirror, checked against "
+        "the digests below before it is opened, and refused in any form that is not listed. What cannot be had is "
+        "blocked, with the reason; no other data ever stand in for it."
     )
     used = {name for record in evidence.tasks.values() for name in record["needs"]}
     names = sorted(set(SOURCES) | set(evidence.sources))
     rows = []
     for name in names:
         record = evidence.sources.get(name)
-        state, reason = (record["state"], record["reason"] or "") if record else ("not-run", "not part of the present plan")
+        state, reason = (
+            (record["state"], record["reason"] or "") if record else ("not-run", "not part of the present plan")
+        )
         source = SOURCES.get(name)
-        rows.append((link(f"#{slug(name)}", name), chip("available" if state == "done" else state), _form(record), source.licence if source else "", reason))
-    page.add(table(["Source", "State", "Form", "Licence", "Reason"], rows, f"{len(names)} sources; {len(used & set(names))} feed a task of the plan"))
+        rows.append(
+            (
+                link(f"#{slug(name)}", name),
+                chip("available" if state == "done" else state),
+                _form(record),
+                source.licence if source else "",
+                reason,
+            )
+        )
+    page.add(
+        table(
+            ["Source", "State", "Form", "Licence", "Reason"],
+            rows,
+            f"{len(names)} sources; {len(used & set(names))} feed a task of the plan",
+        )
+    )
     for name in names:
         _source(page, evidence, name, SOURCES.get(name))
     yield page
@@ -58,9 +90,21 @@ def _source(page: Page, evidence: Evidence, name: str, source: Source | None) ->
     )
     if record and record["artifacts"]:
         files = [(file, size(f["bytes"]), code(f["sha256"])) for file, f in sorted(record["artifacts"].items())]
-        page.add(table(["File", Column("Size", sort="number"), "sha256"], files, f"What was fetched ({_form(record)}), address {record['address']}"))
+        page.add(
+            table(
+                ["File", Column("Size", sort="number"), "sha256"],
+                files,
+                f"What was fetched ({_form(record)}), address {record['address']}",
+            )
+        )
     accepted = [
-        (form.label, file.name, size(file.bytes) if file.bytes is not None else "not published", code(file.sha256) if file.sha256 else "first use", form.note)
+        (
+            form.label,
+            file.name,
+            size(file.bytes) if file.bytes is not None else "not published",
+            code(file.sha256) if file.sha256 else "first use",
+            form.note,
+        )
         for form in source.forms
         for file in form.files
     ]

@@ -33,21 +33,34 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
 
 def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
     page = Page("downloads.html", "Downloads", "Results and verdicts as Parquet, CSV and JSON, with a data dictionary.")
-    page.say("Everything that the pages show comes from these files. They hold every run of the plan, the failed ones too.")
+    page.say(
+        "Everything that the pages show comes from these files. They hold every run of the plan, the failed ones too."
+    )
     rows = [
         (link(path, code(path.partition("/")[2])), ABOUT[path.partition("/")[2].partition(".")[0]], size(len(content)))
         for path, content in written.items()
     ]
     page.add(table(["File", "What it holds", Column("Size", sort="number")], rows, "Files"))
     page.heading("Read them", 3)
-    page.add(command('import pandas as pd\nresults = pd.read_parquet("results.parquet")\nresults.query("primary and split == \'test\'")'))
+    page.add(
+        command(
+            "import pandas as pd\n"
+            "results = pd.read_parquet('results.parquet')\n"
+            "results[results.primary & (results.split == 'test')]"
+        )
+    )
     for name, module in TABLES.items():
         page.heading(f"Columns of {name}")
         schema = pq.read_schema(evidence.root / "reports" / f"{name}.parquet")
         meaning = dictionary(module.__doc__ or "")
         if lost := [column for column in schema.names if column not in meaning]:
-            raise PublishError(f"every column of {name} is described in the docstring of {module.__name__}; it lacks {', '.join(lost)}")
-        described = [(code(field.name), code(field.type), "may be null" if field.nullable else "", meaning[field.name]) for field in schema]
+            raise PublishError(
+                f"every column of {name} is described in the docstring of {module.__name__}; it lacks {', '.join(lost)}"
+            )
+        described = [
+            (code(field.name), code(field.type), "may be null" if field.nullable else "", meaning[field.name])
+            for field in schema
+        ]
         page.add(table(["Column", "Type", "", "Meaning"], described, f"{number(len(schema))} columns"))
     yield page
 

@@ -1,7 +1,7 @@
 """What the pages show, read once: reports, records and claims.
 
-Pages take every number from here. A number of results.parquet that its record does not hold, or that has no record, is an
-error: nothing is published that cannot be followed to bytes on disk.
+Pages take every number from here. A number of results.parquet that its record does not hold, or that has no record,
+is an error: nothing is published that cannot be followed to bytes on disk.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """A cell's records by phase, the sha256 of each record, and the curves: (step, split, metric, value) in file order."""
+    """A cell's records by phase, their sha256, and the curves: (step, split, metric, value) in file order."""
 
     cell: Cell
     folder: str
@@ -129,7 +129,13 @@ class Evidence:
                 records[phase] = json.loads(content)
                 digests[phase] = sha256(content).hexdigest()
                 curves[phase] = _curve(folder / phase / "curves.csv") if records[phase]["state"] == "done" else []
-        return Run(Cell(**next(iter(records.values()))["cell"]), folder.relative_to(self.root).as_posix(), records, digests, curves)
+        return Run(
+            Cell(**next(iter(records.values()))["cell"]),
+            folder.relative_to(self.root).as_posix(),
+            records,
+            digests,
+            curves,
+        )
 
     def _check_results(self) -> None:
         """Every number of the present plan is in the record that its row names, to the last digit."""
@@ -147,8 +153,9 @@ class Evidence:
             held = (record["result"] or {}).get("metrics", {}).get(row["split"], {}).get(row["metric"])
             if record["address"] != row["address"] or held != row["value"]:
                 raise PublishError(
-                    f"results.parquet and the record of {cell.name} ({row['phase']}) differ: {row['split']} {row['metric']} is "
-                    f"{row['value']} at {row['address']} in the one, {held} at {record['address']} in the other: run `dvc repro collect`"
+                    f"results.parquet and the record of {cell.name} ({row['phase']}) differ: "
+                    f"{row['split']} {row['metric']} is {row['value']} at {row['address']} in the one, "
+                    f"{held} at {record['address']} in the other: run `dvc repro collect`"
                 )
 
     @cached_property
@@ -207,7 +214,9 @@ def cell_of(row: Mapping[str, Any]) -> Cell:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
-        raise PublishError(f"the site needs {path.parent.name}/{path.name}, which is not there: run `dvc repro collect judge`")
+        raise PublishError(
+            f"the site needs {path.parent.name}/{path.name}, which is not there: run `dvc repro collect judge`"
+        )
     return list(pq.read_table(path).to_pylist())
 
 

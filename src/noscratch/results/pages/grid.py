@@ -54,9 +54,11 @@ def pages(evidence: Evidence) -> Iterator[Page]:
 
 
 def results_page(evidence: Evidence) -> Page:
-    page = Page("results.html", "Results", "Every result: mean, interval, seeds, tier, and the runs behind it.", wide=True)
+    page = Page(
+        "results.html", "Results", "Every result: mean, interval, seeds, tier, and the runs behind it.", wide=True
+    )
     page.say(
-        "Test scores of the checkpoint that validation selected. A cell shows the mean over seeds, its 95 % t interval and n; "
+        "Test scores of the checkpoint that validation selected: mean over seeds, 95 % t interval, n; "
         f"hatched cells have fewer than {FEW_SEEDS} seeds. Every number leads to its runs."
     )
     for tier in evidence.tiers:
@@ -75,7 +77,9 @@ def _matrix(evidence: Evidence, tier: str) -> Html:
     lines = sorted({group[2:] for group in groups})
     rows = []
     for backbone, protocol in lines:
-        cells: list[object] = [tag("span", link(backbone_page(backbone), backbone), tag("small", protocol), class_="ns-stack")]
+        cells: list[object] = [
+            tag("span", link(backbone_page(backbone), backbone), tag("small", protocol), class_="ns-stack")
+        ]
         for task in names:
             group = (tier, task, backbone, protocol)
             cells.append(_matrix_cell(evidence, group) if group in groups else Cell("", key=""))
@@ -97,7 +101,9 @@ def _matrix_cell(evidence: Evidence, group: Group) -> Cell:
     return Cell(tag("span", head, about, class_="ns-stack"), key=s.mean, kind=_hatched(s.n))
 
 
-def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: str, tools: bool = False, without: str = "") -> Html:
+def group_table(
+    evidence: Evidence, groups: Sequence[Group], up: str, caption: str, tools: bool = False, without: str = ""
+) -> Html:
     """One row per (tier, task, backbone, protocol): the score with all that belongs to it, and its runs.
 
     `without` leaves out the column that the page is about.
@@ -120,8 +126,20 @@ def group_table(evidence: Evidence, groups: Sequence[Group], up: str, caption: s
         }
         cells.pop(without, None)
         states = sorted({run.state for run in runs})
-        rows.append(Row(list(cells.values()), {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol], "state": states}))
-    columns = ["Task", "Backbone", "Protocol", "Metric", Column("Test score", sort="number"), Column("Runs", sort=None)]
+        rows.append(
+            Row(
+                list(cells.values()),
+                {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol], "state": states},
+            )
+        )
+    columns: list[Column | str] = [
+        "Task",
+        "Backbone",
+        "Protocol",
+        "Metric",
+        Column("Test score", sort="number"),
+        Column("Runs", sort=None),
+    ]
     columns = [column for column in columns if column != without]
     facets = ["tier", "task", "backbone", "protocol", "state"] if tools else []
     return table(columns, rows, caption, facets)
@@ -148,7 +166,9 @@ def task_module(task: str) -> Any:
 
 def tasks_page(evidence: Evidence) -> Page:
     page = Page("tasks/index.html", "Tasks", "The tasks: data, splits, metric and results.", wide=True)
-    page.say("What the backbones are tested on. Every task keeps validation apart from training, and opens its test set once.")
+    page.say(
+        "What the backbones are tested on. Every task keeps validation apart from training and opens its test set once."
+    )
     cards = []
     for task, record in evidence.tasks.items():
         module = task_module(task)
@@ -156,7 +176,14 @@ def tasks_page(evidence: Evidence) -> Page:
         total = sum(split["examples"] for split in record["result"]["splits"].values()) if record["result"] else 0
         about = f"{number(total)} examples, {_finished(evidence, 1, task)}" if total else ""
         state = "" if record["state"] == "done" else chip(record["state"])
-        cards.append(link(f"{task_page(task)[6:]}", tag("b", title), tag("span", code(task), " ", about, " ", state), class_="ns-card"))
+        cards.append(
+            link(
+                f"{task_page(task)[6:]}",
+                tag("b", title),
+                tag("span", code(task), " ", about, " ", state),
+                class_="ns-card",
+            )
+        )
     page.add(tag("div", *cards, class_="ns-cards"))
     return page
 
@@ -171,13 +198,22 @@ def task_detail(evidence: Evidence, task: str) -> Page:
     module = task_module(task)
     spec = module.SPEC if module else None
     page = Page(
-        task_page(task), spec.title if spec else task, f"Task {task}: data, splits, sources, results.", crumbs=[("Tasks", "index.html")]
+        task_page(task),
+        spec.title if spec else task,
+        f"Task {task}: data, splits, sources, results.",
+        crumbs=[("Tasks", "index.html")],
     )
-    page.add(paragraphs((module.__doc__ if module else "") or "This task is no longer part of the package; its results stay."))
+    page.add(
+        paragraphs(
+            (module.__doc__ if module else "") or "This task is no longer part of the package; its results stay."
+        )
+    )
     if record["state"] != "done":
         page.add(note(tag("strong", record["state"]), f": {record['reason']}", kind="bad"))
     if spec:
-        sources = join((link(f"../data.html#{source}", source) for source in spec.sources), ", ") or "generated here, seeded"
+        sources = (
+            join((link(f"../data.html#{source}", source) for source in spec.sources), ", ") or "generated here, seeded"
+        )
         page.add(
             facts(
                 [
@@ -208,7 +244,9 @@ def _task_results(page: Page, evidence: Evidence, task: str) -> None:
             s, metric = summarize(scores), scores[0].metric
             rows.append((f"{group[2]}, {group[3]}", s.mean, s.low, s.high, s.n))
         if rows:
-            page.add(charts.interval_chart(f"Test {metric}, tier {tier}, mean and 95 % interval over seeds", metric, rows))
+            page.add(
+                charts.interval_chart(f"Test {metric}, tier {tier}, mean and 95 % interval over seeds", metric, rows)
+            )
     page.add(group_table(evidence, groups, "../", "The groups behind the chart", without="Task"))
     _gains(page, evidence, groups)
 
@@ -247,7 +285,13 @@ def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, A
         )
         for split, s in splits.items()
     ]
-    columns = ["Split", Column("Examples", sort="number"), Column("Tokens", sort="number"), "Length min / mean / max", "Labels"]
+    columns: list[Column | str] = [
+        "Split",
+        Column("Examples", sort="number"),
+        Column("Tokens", sort="number"),
+        "Length min / mean / max",
+        "Labels",
+    ]
     page.add(table(columns, rows, "What was prepared, all of it counted"))
     if kind == "classification" and {"train", "test"} <= splits.keys():
         page.add(_majority(splits))
@@ -255,7 +299,11 @@ def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, A
     page.add(
         facts([("Address", code(record["address"])), ("Code digest", short(record["code"]))]),
         table(["Input", "sha256"], [(n, code(d)) for n, d in sorted(record["inputs"].items())], "Inputs"),
-        table(["File", "Bytes", "sha256"], [(n, number(f["bytes"]), code(f["sha256"])) for n, f in sorted(record["artifacts"].items())], "Prepared files"),
+        table(
+            ["File", "Bytes", "sha256"],
+            [(n, number(f["bytes"]), code(f["sha256"])) for n, f in sorted(record["artifacts"].items())],
+            "Prepared files",
+        ),
     )
     page.command(f"noscratch run {record['address']}")
 
@@ -271,7 +319,11 @@ def _majority(splits: Mapping[str, Any]) -> Html:
     label = max(splits["train"]["labels"], key=lambda name: (splits["train"]["labels"][name], name))
     test = splits["test"]["labels"]
     share = test.get(label, 0) / sum(test.values())
-    return tag("p", f"Answering the most frequent training label ({label}) every time is right on {share:.1%} of the {number(sum(test.values()))} test examples.")
+    return tag(
+        "p",
+        f"Answering the most frequent training label ({label}) every time is right on {share:.1%} "
+        f"of the {number(sum(test.values()))} test examples.",
+    )
 
 
 @dataclass(frozen=True)
@@ -310,23 +362,44 @@ def describe(backbone: str) -> Description | None:
 
 def backbones_page(evidence: Evidence) -> Page:
     page = Page("backbones/index.html", "Backbones", "The backbones: what each is, its paper, its results.", wide=True)
-    page.say("The architectures under test. All share one embedding, one head, one training loop; only the block differs.")
+    page.say(
+        "The architectures under test. All share one embedding, one head, one training loop; only the block differs."
+    )
     cards = []
     for backbone in evidence.backbones:
         described = describe(backbone)
         about = described.doc.strip().partition("\n")[0] if described else "no longer part of the package"
-        cards.append(link(backbone_page(backbone)[10:], tag("b", backbone), tag("span", about, tag("br"), _finished(evidence, 2, backbone)), class_="ns-card"))
+        cards.append(
+            link(
+                backbone_page(backbone)[10:],
+                tag("b", backbone),
+                tag("span", about, tag("br"), _finished(evidence, 2, backbone)),
+                class_="ns-card",
+            )
+        )
     page.add(tag("div", *cards, class_="ns-cards"))
     return page
 
 
 def backbone_detail(evidence: Evidence, backbone: str) -> Page:
-    page = Page(backbone_page(backbone), backbone, f"Backbone {backbone}: what it is and its results.", crumbs=[("Backbones", "index.html")])
+    page = Page(
+        backbone_page(backbone),
+        backbone,
+        f"Backbone {backbone}: what it is and its results.",
+        crumbs=[("Backbones", "index.html")],
+    )
     described = describe(backbone)
     if described:
         page.add(paragraphs(described.doc))
         if described.paper:
-            page.add(facts([("Paper", described.paper), ("File", code(f"src/noscratch/backbones/{backbone.partition('-')[0]}.py"))]))
+            page.add(
+                facts(
+                    [
+                        ("Paper", described.paper),
+                        ("File", code(f"src/noscratch/backbones/{backbone.partition('-')[0]}.py")),
+                    ]
+                )
+            )
     else:
         page.say("This backbone is no longer part of the package; its results stay.")
     page.heading("Results")
@@ -344,10 +417,24 @@ def backbone_detail(evidence: Evidence, backbone: str) -> Page:
     if sizes:
         page.heading("Size")
         rows = [(tier_badge(tier), link("../" + task_page(task), task), number(count)) for tier, task, count in sizes]
-        page.add(table(["Tier", "Task", Column("Parameters", sort="number")], rows, "Parameters of the whole model, embedding and head included"))
+        page.add(
+            table(
+                ["Tier", "Task", Column("Parameters", sort="number")],
+                rows,
+                "Parameters of the whole model, embedding and head included",
+            )
+        )
     if described and described.settings:
         page.heading("Settings and where they come from")
         page.add(paragraphs(described.defaults))
-        rows = [(code(name), code(default), Cell(comment, kind="ns-wide")) for name, default, comment in described.settings]
-        page.add(table(["Setting", "Default", "Meaning and source"], rows, "The file's own defaults; params.yaml may override them"))
+        settings = [
+            (code(name), code(default), Cell(comment, kind="ns-wide")) for name, default, comment in described.settings
+        ]
+        page.add(
+            table(
+                ["Setting", "Default", "Meaning and source"],
+                settings,
+                "The file's own defaults; params.yaml may override them",
+            )
+        )
     return page

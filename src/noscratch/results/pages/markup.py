@@ -1,7 +1,7 @@
 """HTML and Markdown by hand, escaped by construction.
 
-`Html` marks text that is already markup; every other string that enters a `tag` is escaped, so a run named `<script>` stays
-text. Pages are Markdown (headings, prose) with blocks of HTML (tables, figures), which MkDocs passes through unread.
+`Html` marks text that is already markup; every other string that enters a `tag` is escaped, so a run named `<script>`
+stays text. Pages are Markdown (headings, prose) with blocks of HTML (tables, figures), which MkDocs passes through.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def join(parts: Iterable[object], separator: str = "") -> Html:
 
 
 def tag(name: str, *children: object, **attributes: object) -> Html:
-    """An element. `class_` is `class`, `data_value` is `data-value`; None and False leave an attribute out, True writes it bare."""
+    """An element. `class_` is `class`, `data_key` is `data-key`; None and False leave an attribute out, True bare."""
     words = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -56,13 +56,13 @@ def code(value: object) -> Html:
 
 def prose(value: object) -> str:
     """Untrusted text for a Markdown line: HTML and Markdown both escaped."""
-    return re.sub(r"([\\`*_{}\[\]()#+.!|~^=:-])", r"\\\1", " ".join(escape(str(value)).split()))
+    return re.sub(r"([\\`*_{}\[\]()#+.!|-])", r"\\\1", " ".join(escape(str(value)).split()))
 
 
 def slug(name: str) -> str:
     """A file name for `name`: itself when it is plain, else its plain part and eight digits of its sha256."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
-    return plain if plain == name else f"{plain or 'x'}-{sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain and plain == name else f"{plain or 'x'}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 @dataclass
@@ -117,13 +117,16 @@ def note(*parts: object, kind: str = "note") -> Html:
 def smoke_note() -> Html:
     return note(
         tag("strong", SMOKE),
-        ". These numbers come from a few steps on little data on a CPU; they show that the pipeline runs, nothing about a claim.",
+        ". Numbers that wear this badge come from a few steps on little data. "
+        "They show that the pipeline runs, nothing about a claim.",
         kind="smoke",
     )
 
 
 def tier_badge(tier: str) -> Html:
-    return tag("span", tier, class_=f"ns-tier ns-tier--{slug(tier)}", title=SMOKE if tier == "smoke" else f"tier {tier}")
+    return tag(
+        "span", tier, class_=f"ns-tier ns-tier--{slug(tier)}", title=SMOKE if tier == "smoke" else f"tier {tier}"
+    )
 
 
 def chip(state: str) -> Html:
@@ -162,12 +165,21 @@ class Row:
     facets: Mapping[str, Sequence[str]]
 
 
-def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: str, facets: Sequence[str] = ()) -> Html:
-    """A table in a scrolling frame. With `facets` the page's script adds their selectors, a search field and sorting."""
+def table(
+    columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: str, facets: Sequence[str] = ()
+) -> Html:
+    """A table in a scrolling frame. With `facets` the page's script adds selectors, a search field and sorting."""
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     top = tag("tr", *(tag("th", head.label, scope="col", data_sort=head.sort if facets else None) for head in heads))
     lines = join((_row(heads, row if isinstance(row, Row) else Row(row, {}), bool(facets)) for row in rows), "\n")
-    sheet = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", lines), class_="ns-table", data_facets=" ".join(facets) or None)
+    sheet = tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", top),
+        tag("tbody", lines),
+        class_="ns-table",
+        data_facets=" ".join(facets) or None,
+    )
     return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=caption)
 
 
@@ -176,7 +188,9 @@ def _row(heads: Sequence[Column], row: Row, labelled: bool) -> Html:
     for head, given in zip(heads, row.cells, strict=True):
         cell = given if isinstance(given, Cell) else Cell(given)
         # On a phone a board's row becomes a card, whose lines need the columns' names.
-        cells.append(tag("td", cell.content, data_key=cell.key, data_label=head.label if labelled else None, class_=cell.kind))
+        cells.append(
+            tag("td", cell.content, data_key=cell.key, data_label=head.label if labelled else None, class_=cell.kind)
+        )
     values = json.dumps(row.facets, sort_keys=True) if row.facets else None
     return tag("tr", *cells, data_values=values)
 
@@ -243,7 +257,9 @@ def difference(mean: float, low: float | None, high: float | None, n: int, metri
     value, unit = (100 * mean, " points") if metric in PERCENT else (mean, "")
     digits = 1 if metric in PERCENT else 3
     scale = 100 if metric in PERCENT else 1
-    spread = "no interval" if low is None or high is None else f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    spread = (
+        "no interval" if low is None or high is None else f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    )
     return _score(f"{value:+.{digits}f}{unit}", spread, f"n = {n} shared", tier)
 
 
@@ -254,7 +270,9 @@ def interval_text(low: float | None, high: float | None, metric: str) -> str:
 
 
 def _score(value: str, spread: str, count: str, tier: str) -> Html:
-    return tag("span", tag("b", value), " ", tag("small", f"{spread} {count}"), " ", tier_badge(tier), class_="ns-score")
+    return tag(
+        "span", tag("b", value), " ", tag("small", f"{spread} {count}"), " ", tier_badge(tier), class_="ns-score"
+    )
 
 
 def paragraphs(docstring: str) -> Html:

@@ -67,7 +67,9 @@ def run_page(run: Run) -> Page:
             page.add(_selection(record["result"]), _metrics(record["result"], cell.tier))
         page.add(*_curves(run, phase))
         if record["result"]:
-            page.add(facts([(name.replace("_", " "), number(n)) for name, n in sorted(record["result"]["counts"].items())]))
+            page.add(
+                facts([(name.replace("_", " "), number(n)) for name, n in sorted(record["result"]["counts"].items())])
+            )
         page.add(details("Settings", _settings(record["settings"])))
         page.add(details("Provenance: address, code, inputs, files", *_provenance(run, phase, record)))
     page.heading("Redo it")
@@ -85,17 +87,34 @@ def _selection(result: Mapping[str, Any]) -> Html:
     rule = result.get("selection")
     if not rule:
         return tag("p", "No selection: the weights of the last step are handed over.")
-    return tag("p", f"Checkpoint selected by {rule['rule']}: step {number(rule['step'])}, where it was {number(rule['value'])}.")
+    return tag(
+        "p",
+        f"Checkpoint selected by {rule['rule']}: step {number(rule['step'])}, where it was {number(rule['value'])}.",
+    )
 
 
 def _metrics(result: Mapping[str, Any], tier: str) -> Html:
     rows = [
-        (split, metric, tag("b", metric_value(value, metric)) if metric == result["primary"] else metric_value(value, metric), number(examples), "1", tier_badge(tier))
+        (
+            split,
+            metric,
+            tag("b", metric_value(value, metric)) if metric == result["primary"] else metric_value(value, metric),
+            number(examples),
+            "1",
+            tier_badge(tier),
+        )
         for split, metrics in sorted(result["metrics"].items())
         for metric, value in sorted(metrics.items())
         for examples in [result["examples"][split]]
     ]
-    columns = ["Split", "Metric", Column("Value", sort="number"), Column("Examples", sort="number"), "Seeds", "Tier"]
+    columns: list[Column | str] = [
+        "Split",
+        "Metric",
+        Column("Value", sort="number"),
+        Column("Examples", sort="number"),
+        "Seeds",
+        "Tier",
+    ]
     return table(columns, rows, "One run, so no interval over seeds; the results page has it")
 
 
@@ -107,7 +126,9 @@ def _curves(run: Run, phase: str) -> list[Html]:
     if not points:
         return []
     metrics = sorted(points, key=lambda metric: (metric != "loss", metric))
-    pictures = [charts.line_chart(f"{PHASE_TITLES[phase]}: {metric}", "step", metric, points[metric]) for metric in metrics]
+    pictures = [
+        charts.line_chart(f"{PHASE_TITLES[phase]}: {metric}", "step", metric, points[metric]) for metric in metrics
+    ]
     tables = [_curve_table(metric, points[metric]) for metric in metrics]
     return [tag("div", *pictures, class_="ns-figures"), details("The curves as text", *tables)]
 
@@ -118,7 +139,9 @@ def _curve_table(metric: str, series: Mapping[str, Sequence[tuple[float, float]]
     values = {name: dict(points) for name, points in series.items()}
     rows = [[number(step), *(_point(values[name].get(step), metric) for name in series)] for step in shown]
     part = f"{len(shown)} of {len(steps)} points" if len(shown) < len(steps) else f"{len(steps)} points"
-    return table(["Step", *(Column(name, sort="number") for name in series)], rows, f"{metric}, {part}; one seed, no interval")
+    return table(
+        ["Step", *(Column(name, sort="number") for name in series)], rows, f"{metric}, {part}; one seed, no interval"
+    )
 
 
 def _point(value: float | None, metric: str) -> str:
@@ -154,12 +177,24 @@ def _provenance(run: Run, phase: str, record: Mapping[str, Any]) -> list[Html]:
             ("Address", code(record["address"])),
             ("Code digest", short(record["code"])),
             ("Record", join([code(f"{run.folder}/{phase}/record.json"), " sha256 ", short(run.digests[phase])])),
-            ("Needs", join((join([f"{role} ", code(need)]) for role, need in sorted(record["needs"].items())), ", ") or "nothing"),
-            ("Kernel backends", ", ".join(f"{k}: {v}" for k, v in sorted(((record["result"] or {}).get("kernels") or {}).items())) or "none"),
+            (
+                "Needs",
+                join((join([f"{role} ", code(need)]) for role, need in sorted(record["needs"].items())), ", ")
+                or "nothing",
+            ),
+            (
+                "Kernel backends",
+                ", ".join(f"{k}: {v}" for k, v in sorted(((record["result"] or {}).get("kernels") or {}).items()))
+                or "none",
+            ),
             ("Modules", ", ".join(record["modules"])),
         ]
     )
-    inputs = table(["Input", "sha256"], [(name, code(digest)) for name, digest in sorted(record["inputs"].items())], "Records of its inputs")
+    inputs = table(
+        ["Input", "sha256"],
+        [(name, code(digest)) for name, digest in sorted(record["inputs"].items())],
+        "Records of its inputs",
+    )
     files = [(name, size(file["bytes"]), code(file["sha256"])) for name, file in sorted(record["artifacts"].items())]
     return [about, inputs, table(["File", Column("Size", sort="number"), "sha256"], files, "Files that the run wrote")]
 
@@ -172,10 +207,13 @@ def failures(evidence: Evidence) -> Page:
         wide=True,
     )
     bad = [run for run in evidence.runs.values() if run.state != "done"]
-    counts = {state: sum(run.state == state for run in evidence.runs.values()) for state in ("done", "failed", "diverged", "blocked")}
+    counts = {
+        state: sum(run.state == state for run in evidence.runs.values())
+        for state in ("done", "failed", "diverged", "blocked")
+    }
     page.say(
-        "A run that failed, diverged or could not start is a result too. None is dropped: it keeps its page, its reason and its "
-        "place in the tables, and a claim that needs it says so."
+        "A run that failed, diverged or could not start is a result too. None is dropped: it keeps its page, its "
+        "reason and its place in the tables, and a claim that needs it says so."
     )
     page.add(charts.share_bar("Runs of the present plan", counts))
     if not bad:
@@ -203,7 +241,7 @@ def failures(evidence: Evidence) -> Page:
         )
         for run in bad
     ]
-    columns = ["State", "Tier", "Task", "Backbone", "Protocol", "Run", "Reason"]
+    columns: list[Column | str] = ["State", "Tier", "Task", "Backbone", "Protocol", "Run", "Reason"]
     caption = f"{len(bad)} of {len(evidence.runs)} runs did not finish"
     page.add(table(columns, rows, caption, facets=["state", "tier", "task", "backbone", "protocol"]))
     return page

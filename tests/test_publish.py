@@ -1,0 +1,243 @@
+"""The generated pages: complete, the same bytes everywhere, escaped, and no number without its record."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from html import unescape
+from pathlib import Path
+
+import markdown
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import site_fixture
+from noscratch.results.pages import board, charts, downloads
+from noscratch.results.pages.evidence import PublishError
+from noscratch.results.pages.markup import Html, command, prose, slug, tag
+from noscratch.results.publish import GENERATED, publish
+
+# What a hostile record may hold: markup, Markdown, a template, an include.
+HOSTILE_SCRIPT = "<script>document.documentElement.dataset.hacked = 1</script>"
+HOSTILE = HOSTILE_SCRIPT + ' [x](javascript:hacked()) `code` {{ 7 * 7 }} --8<-- "index.md" | a & b'
+HOSTILE_NAME = "<img src=x onerror=document.documentElement.dataset.hacked=1>"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with 30 smoke runs and some at tier mini, published."""
+    root = site_fixture.checkout(tmp_path_factory.mktemp("checkout"), mini=5)
+    publish(root)
+    return root
+
+
+@pytest.fixture
+def copy(root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(root, tmp_path / "copy"))
+
+
+def pages(root: Path) -> dict[str, str]:
+    folder = root / GENERATED
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.md"))
+    }
+
+
+def test_every_thing_has_its_page(root: Path) -> None:
+    written = set(pages(root))
+    runs = {path.parent.parent for path in (root / "data" / "runs").rglob("record.json")}
+    assert sum(name.startswith("runs/") for name in written) == len(runs)
+    assert {f"tasks/{name}.md" for name in ("index", "cola", "listops", "pathfinder")} <= written
+    assert {f"backbones/{name}.md" for name in ("index", "s4d", "transformer")} <= written
+    assert {
+        f"claims/{name}.md" for name in ("spt-gain", "spt-s4d", "spt-cola", "spt-pathfinder", "spt-image")
+    } <= written
+    assert {"results.md", "failures.md", "data.md", "downloads.md", "papers/spt.md", "parts/front.md"} <= written
+
+
+def test_says_what_it_wrote(copy: Path) -> None:
+    written = publish(copy)
+    assert written == sorted(path for path in (copy / GENERATED).rglob("*") if path.is_file())
+
+
+def test_same_bytes_in_another_folder(root: Path, tmp_path: Path) -> None:
+    other = site_fixture.checkout(tmp_path / "elsewhere" / "deeper", mini=5)
+    publish(other)
+    first, second = (
+        {p.relative_to(r).as_posix(): p.read_bytes() for p in (r / GENERATED).rglob("*") if p.is_file()}
+        for r in (root, other)
+    )
+    assert first == second
+    assert not [name for name, content in first.items() if str(root).encode() in content]
+
+
+def test_nothing_old_is_left(copy: Path) -> None:
+    (copy / GENERATED / "runs" / "gone.md").write_text("old", encoding="utf-8")
+    killed = copy / GENERATED.parent / ".generated-killed"
+    killed.mkdir()
+    publish(copy)
+    assert not (copy / GENERATED / "runs" / "gone.md").exists()
+    assert not list((copy / GENERATED).parent.glob(".generated-*"))
+
+
+def test_a_failure_leaves_the_former_pages(copy: Path) -> None:
+    before = pages(copy)
+    (copy / "reports" / "verdicts.parquet").unlink()
+    with pytest.raises(PublishError, match=r"reports/verdicts\.parquet.*dvc repro"):
+        publish(copy)
+    assert pages(copy) == before
+    assert not list((copy / GENERATED).parent.glob(".generated-*"))
+
+
+def test_a_number_that_its_record_does_not_hold_stops_the_build(copy: Path) -> None:
+    path = copy / "data/runs/smoke/listops/s4d/scratch/seed0/finetune/record.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["result"]["metrics"]["test"]["accuracy"] += 1e-15
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(PublishError, match=r"smoke listops s4d scratch seed 0 \(finetune\) differ: test accuracy"):
+        publish(copy)
+
+
+def test_a_number_without_record_stops_the_build(copy: Path) -> None:
+    shutil.rmtree(copy / "data/runs/smoke/listops/s4d/scratch/seed0")
+    with pytest.raises(PublishError, match=r"smoke listops s4d scratch seed 0 \(finetune\) has none"):
+        publish(copy)
+
+
+def test_a_claim_without_verdict_stops_the_build(copy: Path) -> None:
+    path = copy / "claims" / "spt.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("id: spt-image", "id: spt-pictures"), encoding="utf-8")
+    with pytest.raises(PublishError, match=r"spt-image, spt-pictures"):
+        publish(copy)
+
+
+def test_results_are_text(tmp_path: Path) -> None:
+    root = site_fixture.checkout(tmp_path)
+    folders = site_fixture.run(root, "smoke", "listops", HOSTILE_NAME, "scratch", 0)
+    folders += site_fixture.run(root, "smoke", "listops", "s4d", "scratch", 9, "failed", HOSTILE)
+    every = sorted(path.parent for path in (root / "data" / "runs").rglob("record.json"))
+    assert set(folders) < set(every)
+    site_fixture.report(root, every)
+    publish(root)
+    assert f"backbones/{slug(HOSTILE_NAME)}.md" in pages(root)
+    for name, page in pages(root).items():
+        body = page.partition("---\n")[2]
+        assert not re.search(r"<script|<img|onerror=[^&]*>\s*<img", body), name
+        assert "--8<--" not in body, name
+    assert "&lt;script&gt;document.documentElement.dataset.hacked = 1&lt;/script&gt;" in pages(root)["failures.md"]
+
+
+def test_every_score_has_n_interval_and_tier(root: Path) -> None:
+    found = 0
+    for name, page in pages(root).items():
+        for score in re.findall(r'<span class="ns-score[^"]*">(.*?</span>)</span>', page):
+            assert re.search(r"n = \d", score), name
+            assert re.search(r"\[.+, .+\]|no interval", score), name
+            assert 'class="ns-tier ' in score, name
+            found += 1
+    assert found > 60
+
+
+def test_smoke_numbers_come_with_the_warning(root: Path) -> None:
+    for name, page in pages(root).items():
+        if "ns-score" in page and "ns-tier--smoke" in page and not name.startswith(("papers/", "parts/")):
+            assert "never evidence</strong>" in page, name
+
+
+@given(st.dictionaries(st.sampled_from(board.VERDICTS), st.integers(1, 99), min_size=1))
+def test_the_sentence_counts_the_verdicts(counts: dict[str, int]) -> None:
+    sentence = board.sentence(Counter(counts), ["smoke"])
+    assert sentence.startswith(f"Of {sum(counts.values())} claims")
+    for verdict in ("inconclusive", "blocked", "not-run"):
+        assert (f"{counts.get(verdict)} {verdict}" in sentence) == (verdict in counts)
+    settled = counts.get("supported", 0) + counts.get("contradicted", 0)
+    assert ("none is settled" in sentence) == (settled == 0)
+
+
+def test_downloads_are_the_tables(root: Path) -> None:
+    folder = root / GENERATED / "downloads"
+    for name in downloads.TABLES:
+        rows = pq.read_table(folder / f"{name}.parquet")
+        with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        assert lines[0] == content["columns"] == rows.column_names
+        assert content["rows"] == [list(row.values()) for row in rows.to_pylist()]
+        assert len(lines) - 1 == rows.num_rows
+
+
+def test_dictionary_reads_shared_and_wrapped_entries() -> None:
+    listing = (
+        "Columns:\n\n    tier, seed      the cell\n    value           its value,\n" + " " * 20 + "as it is\n\nProse.\n"
+    )
+    assert downloads.dictionary(listing) == {"tier": "the cell", "seed": "the cell", "value": "its value, as it is"}
+
+
+@given(st.text(max_size=60))
+def test_prose_survives_markdown(words: str) -> None:
+    words = " ".join(words.split())
+    assume(words.isprintable())
+    html = markdown.markdown(f"x {prose(words)} x")
+    assert re.findall(r"<[^>]*>", html) == ["<p>", "</p>"]
+    assert unescape(re.sub(r"<[^>]*>", "", html)) == f"x {words} x"
+
+
+@given(st.text(), st.text())
+def test_slugs_are_safe_and_distinct(first: str, second: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", slug(first))
+    assert (slug(first) == slug(second)) == (first == second)
+
+
+@given(st.text())
+def test_a_tag_escapes_what_it_is_given(words: str) -> None:
+    element = tag("b", words, title=words)
+    assert re.fullmatch(r'<b title="[^"<>]*">[^<>]*</b>', element, re.DOTALL)
+    assert isinstance(tag("i", element), Html)
+    assert "&lt;b" not in tag("i", element)
+    assert tag("br") == "<br>"
+
+
+def test_commands_are_escaped() -> None:
+    assert "<b>" not in command("echo <b>")
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.integers(2, 8))
+def test_ticks_enclose_the_data(one: float, other: float, about: int) -> None:
+    low, high = sorted((one, other))
+    assume(low == high or high - low > 1e-6)
+    ticks = charts.ticks(low, high, about)
+    room = 1e-6 * max(1.0, abs(low), abs(high))
+    assert ticks[0] <= low + room
+    assert high - room <= ticks[-1]
+    assert 2 <= len(ticks) <= 3 * about + 2
+    assert ticks == sorted(set(ticks))
+
+
+@given(st.integers(1, 500), st.integers(2, 50))
+def test_thinning_keeps_the_ends(count: int, most: int) -> None:
+    points = [(float(k), float(k)) for k in range(count)]
+    kept = charts.thin(points, most)
+    assert (kept[0], kept[-1], len(kept)) == (points[0], points[-1], min(count, most))
+
+
+def test_a_chart_names_itself_and_breaks_where_values_do() -> None:
+    drawn = charts.line_chart(
+        "Loss <1>", "step", "loss", {"train": [(0, 2.0), (1, 1.5), (2, float("nan")), (3, 1.0), (4, 0.5)]}
+    )
+    assert re.search(r'aria-labelledby="(\w+) (\w+)"', drawn)
+    assert "Loss &lt;1&gt;" in drawn
+    assert drawn.count('class="ns-series ns-series--0"') == 3  # two pieces, and the key
+    assert "nan" not in drawn
+    assert "no finite value" in charts.line_chart("Loss", "step", "loss", {"train": [(0, float("nan"))]})
+
+
+def test_an_interval_beyond_the_metric_is_cut_with_an_arrow() -> None:
+    drawn = charts.interval_chart("Test accuracy", "accuracy", [("a", 0.5, -0.4, 1.7, 2), ("b", 0.5, None, None, 1)])
+    assert drawn.count("ns-arrowhead") == 2
+    assert "ns-dot--hollow" in drawn
+    assert max(float(x) for x in re.findall(r'cx="([\d.]+)"', drawn)) < 560
