@@ -18,6 +18,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
 
+Int = int | np.int64  # what compiled functions take for an integer
 T = TypeVar("T")
 
 

@@ -23,7 +23,7 @@ from numba import njit
 from PIL import Image, ImageDraw
 
 from noscratch.errors import NoscratchError
-from noscratch.generators import below, stream
+from noscratch.generators import Int, below, stream
 
 
 @dataclass(frozen=True)
@@ -257,12 +257,12 @@ def _border(size: int, padding: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- growing and drawing
-# A snake is an array with a row for each paddle: y, x of the middle of its stamp (the tail of a seed, the head of a later
-# paddle), its direction, y, x of its anchor (a seed's pivot). Plain loops, since array expressions take long to compile.
+# A snake is an array with a row for each paddle: y, x of the middle of its stamp (the tail of a seed, the head of a
+# later paddle), its direction, y, x of its anchor (a seed's pivot). Plain loops: array expressions compile slowly.
 
 
 @njit(nogil=True)
-def _inside(y: int, x: int, size: int) -> bool:
+def _inside(y: Int, x: Int, size: int) -> bool | np.bool:
     return 0 <= y < size and 0 <= x < size
 
 
@@ -285,7 +285,7 @@ def _copy(source: np.ndarray, target: np.ndarray) -> None:
 
 
 @njit(nogil=True)
-def _lay(snake: np.ndarray, n: int, y: int, x: int, direction: int, anchor_y: int, anchor_x: int) -> None:
+def _lay(snake: np.ndarray, n: int, y: Int, x: Int, direction: Int, anchor_y: Int, anchor_x: Int) -> None:
     snake[n, 0] = y
     snake[n, 1] = x
     snake[n, 2] = direction
@@ -294,7 +294,7 @@ def _lay(snake: np.ndarray, n: int, y: int, x: int, direction: int, anchor_y: in
 
 
 @njit(nogil=True)
-def _seed(t: Tables, y: int, x: int, degree: int, snake: np.ndarray, size: int) -> bool:
+def _seed(t: Tables, y: Int, x: Int, degree: Int, snake: np.ndarray, size: int) -> bool | np.bool:
     """Lay the first paddle with its tail at (y, x); False where its head or pivot leaves the image."""
     pivot_y = y + t.pivots[degree, 0]
     pivot_x = x + t.pivots[degree, 1]
@@ -387,7 +387,7 @@ def _grow_targets(state: np.ndarray, t: Tables, occupied: np.ndarray, targets: n
 
 
 @njit(nogil=True)
-def _is_free(occupied: np.ndarray, feet: np.ndarray, y: int, x: int) -> bool:
+def _is_free(occupied: np.ndarray, feet: np.ndarray, y: Int, x: Int) -> bool:
     for f in range(len(feet)):
         row = y + feet[f, 0]
         column = x + feet[f, 1]
@@ -397,7 +397,7 @@ def _is_free(occupied: np.ndarray, feet: np.ndarray, y: int, x: int) -> bool:
 
 
 @njit(nogil=True)
-def _free_tail(state: np.ndarray, occupied: np.ndarray, feet: np.ndarray) -> int:
+def _free_tail(state: np.ndarray, occupied: np.ndarray, feet: np.ndarray) -> np.int64:
     """A pixel (y size + x) uniform over those where a seed may start; -1: none, or under 1 % of the image is empty.
 
     Where many are free, the first free one of some uniform draws is as good as a draw from their list, and sooner made.
@@ -408,18 +408,18 @@ def _free_tail(state: np.ndarray, occupied: np.ndarray, feet: np.ndarray) -> int
         for column in range(size):
             unoccupied += occupied[row, column] <= FREE
     if 100 * unoccupied < size * size:
-        return -1
+        return np.int64(-1)
     for _ in range(size):
         tail = below(state, size * size)
         if _is_free(occupied, feet, tail // size, tail % size):
             return tail
     free = np.empty(size * size, np.int64)
     count = 0
-    for tail in range(size * size):
-        if _is_free(occupied, feet, tail // size, tail % size):
-            free[count] = tail
+    for pixel in range(size * size):
+        if _is_free(occupied, feet, pixel // size, pixel % size):
+            free[count] = pixel
             count += 1
-    return free[below(state, count)] if count > 0 else -1
+    return free[below(state, count)] if count > 0 else np.int64(-1)
 
 
 @njit(nogil=True)
@@ -428,7 +428,7 @@ def _grow_distractor(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: 
     size = occupied.shape[0]
     for _ in range(PADDLE_TRIALS):
         degree = below(state, 360)
-        tail = _free_tail(state, occupied, t.feet[degree]) if t.sound[degree] else -1
+        tail = _free_tail(state, occupied, t.feet[degree]) if t.sound[degree] else np.int64(-1)
         if tail < 0:
             return False
         if _seed(t, tail // size, tail % size, degree, snake, size):
