@@ -255,6 +255,11 @@ def partial(content_range: str | None, shift: int = 0, **headers: str | int) -> 
     return fault
 
 
+def in_turn(*faults: Fault) -> Fault:
+    """One after the other, round and round."""
+    return lambda r: faults[r.server.requests % len(faults)](r)
+
+
 def chunked(upto: int | None = None, ending: bytes = b"0\r\n\r\n") -> Fault:
     def fault(r: Request) -> None:
         r.head(200, Transfer_Encoding="chunked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -19,13 +20,11 @@ from types import SimpleNamespace
 
 import pytest
 
+import faultserver as fs
 from noscratch.errors import NoscratchError
 from noscratch.sources import download as downloads
 from noscratch.sources.download import Downloaded, Policy, Unreachable, download, probe
 from noscratch.sources.unpack import DigestError, DiskFull
-
-sys.path.insert(0, str(Path(__file__).parent))
-import faultserver as fs
 
 CONTENT = random.Random(7).randbytes(200_000)
 DIGEST = sha256(CONTENT).hexdigest()
@@ -61,6 +60,7 @@ FAULTS: list[tuple[str, Sequence[fs.Fault], object, str]] = [
     ("cut three times", [fs.cut(70_000), fs.cut(50_000), fs.cut(10), fs.good], HEALED, ""),
     ("cut after the headers", [fs.cut(0), fs.good], HEALED, ""),
     ("cut one byte short", [fs.cut(SIZE - 1), fs.good], HEALED, ""),
+    ("cut here and there, no ranges", [fs.in_turn(fs.no_range(150_000), fs.no_range(10_000))], NONE, "cut after"),
     ("always cut, no ranges", [fs.no_range(150_000)], NONE, "cut after 150000 of 200000 bytes"),
     ("empty body", [fs.as_if(lambda _: b"")], OTHER, "has 0 bytes, expected 200000"),
     ("empty body without length", [fs.no_length(lambda _: b"")], NONE, "cut after 0 of 200000"),
@@ -426,6 +426,23 @@ def test_probe_reads_no_body(server: fs.FaultServer) -> None:
 
 def test_errors_are_the_users(server: fs.FaultServer) -> None:
     assert all(issubclass(error, NoscratchError) for error in (Unreachable, DigestError, DiskFull))
+
+
+def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with downloads.bar("CoLA.zip", True) as watch:
+        assert watch is not None
+        watch(5, 10)
+    assert "CoLA.zip" in terminal.getvalue()
+    assert "5/10 bytes" in terminal.getvalue()
+    with downloads.bar("CoLA.zip", False) as watch:
+        assert watch is None
 
 
 def test_bar_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

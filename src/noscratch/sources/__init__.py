@@ -132,55 +132,55 @@ def _ways(source: Source, network: bool, mirror: str | None) -> list[_Way]:
     """Every way to the source, the best first: whole forms before partial ones, the mirror before the network."""
     if source.blocked is not None:
         raise Blocked(source.blocked)
-    folder = mirror is not None and not mirror.lower().startswith(("http://", "https://"))
-    if folder and not Path(str(mirror)).is_dir():
-        raise NoscratchError(
-            f"the mirror {mirror} is not a folder; set NOSCRATCH_MIRROR to a folder or an http(s) address"
-        )
+    if mirror is None and not network:
+        raise Blocked("not asked for (network off, no mirror)")
     ways: list[_Way] = []
-    lacking = ""
-    for form in source.forms:
-        if folder:
-            places = [_place(file, Path(str(mirror))) for file in form.files]
-            complete = tuple(place for place in places if place is not None)
-            wrong = [_size(file, place) for file, place in zip(form.files, places, strict=True) if place is not None]
-            if len(complete) == len(places) and not any(wrong):
-                ways.append(_Way(form, "mirror", complete))
-            elif complete and not lacking:
-                missing = [file.name for file, place in zip(form.files, places, strict=True) if place is None]
-                lacking = next(filter(None, wrong), "") or f"the mirror lacks {', '.join(missing)}"
-        elif mirror is not None and all(file.mirror and not file.folder for file in form.files):
-            root = mirror.rstrip("/")
-            ways.append(_Way(form, "mirror", tuple(tuple(f"{root}/{p}" for p in file.mirror) for file in form.files)))
+    reasons = []
+    if mirror is not None and mirror.lower().startswith(("http://", "https://")):
+        for form in source.forms:
+            if all(file.mirror and not file.folder for file in form.files):
+                urls = [tuple(f"{mirror.rstrip('/')}/{path}" for path in file.mirror) for file in form.files]
+                ways.append(_Way(form, "mirror", tuple(urls)))
+    elif mirror is not None:
+        if not Path(mirror).is_dir():
+            raise NoscratchError(
+                f"the mirror {mirror} is no folder; NOSCRATCH_MIRROR is a folder or an http(s) address"
+            )
+        for form in source.forms:
+            found = _in_folder(form, Path(mirror))
+            if isinstance(found, str):
+                reasons.append(found)
+            else:
+                ways.append(_Way(form, "mirror", found))
     if network:
-        ways += [
-            _Way(form, "network", tuple(file.urls for file in form.files))
-            for form in source.forms
-            if all(file.urls for file in form.files)
-        ]
+        urls_of = {form: tuple(file.urls for file in form.files) for form in source.forms}
+        ways += [_Way(form, "network", urls) for form, urls in urls_of.items() if all(urls)]
     if not ways:
-        if mirror is None and not network:
-            raise Blocked("not asked for (network off, no mirror)")
-        if mirror is not None:
+        reasons = [reason for reason in reasons if reason]
+        if mirror is not None and not reasons:
             forms = dict.fromkeys(form.files[0].name for form in source.forms if form.files[0].mirror)
-            lacking = lacking or f"the mirror holds none of its forms ({', '.join(forms)})"
-        raise Blocked("; ".join(filter(None, (lacking, "it has no address" if network else "network off"))))
+            reasons = [f"the mirror holds none of its forms ({', '.join(forms)})"]
+        raise Blocked("; ".join([*reasons[:1], "it has no address" if network else "network off"]))
     return sorted(ways, key=lambda way: way.form.label == "partial")
+
+
+def _in_folder(form: Form, mirror: Path) -> tuple[Path, ...] | str:
+    """Where the files of a form are below a mirror, or what is wrong with them; "" where there is none of them."""
+    places = {file: _place(file, mirror) for file in form.files}
+    there = {file: place for file, place in places.items() if place is not None}
+    for file, place in there.items():
+        found = place.stat().st_size
+        if file.bytes not in (None, found):
+            return f"the mirror's {place.name} has {found} bytes, not the listed {file.bytes}"
+    if len(there) == len(places):
+        return tuple(there.values())
+    missing = ", ".join(file.name for file in places if file not in there)
+    return f"the mirror lacks {missing}" if there else ""
 
 
 def _place(file: File, mirror: Path) -> Path | None:
     there = Path.is_dir if file.folder else Path.is_file
     return next((mirror / path for path in file.mirror if there(mirror / path)), None)
-
-
-def _size(file: File, place: Path) -> str:
-    """What is wrong with the size of a file of the mirror, or nothing."""
-    found = place.stat().st_size
-    return (
-        ""
-        if file.bytes in (None, found)
-        else f"the mirror's {place.name} has {found} bytes, not the listed {file.bytes}"
-    )
 
 
 def _take(
@@ -191,7 +191,7 @@ def _take(
         raise NoscratchError(f"{file.name} has no published digest; say where to record the one found (digests)")
     origin = ""
     if isinstance(place, tuple):
-        path = cache / (f"{file.sha256[:12]}-{file.name}" if file.sha256 else file.name)
+        path = cache / (file.sha256[:12] if file.sha256 else "unpublished") / file.name
         with download.bar(file.name, progress) as watch:
             done = download.download(place, path, file.bytes, file.sha256, watch=watch)
         origin, found = done.url, (done.bytes, done.sha256)

@@ -30,7 +30,7 @@ from noscratch.sources.unpack import DigestError, DiskFull, disk_errors, verify
 
 CHUNK = 1 << 16
 SLACK = 1 << 20  # bytes of disk that must stay free
-GAIN = 1 << 16  # an attempt that brings this much is not counted as failed
+GAIN = 1 << 16  # an attempt that gets this much further than any before is not counted as failed
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers that another attempt may mend
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
@@ -118,13 +118,14 @@ def download(
         other: str | None = None
         for url in urls:
             failed = spoiled = 0
+            most = part.size
             while failed < policy.attempts and spoiled < 2:
-                before = part.size
+                here = part.size
                 expected = size if size is not None else part.noted(url, "bytes", int)
                 try:
                     if expected is not None:
-                        _need_room(part, expected - before)
-                    if expected is None or before != expected:
+                        _need_room(part, expected - here)
+                    if expected is None or here != expected:
                         _attempt(url, part, size, sha256, policy, watch)
                     found = _finish(part, target, size, sha256)
                     return Downloaded(url, *found)
@@ -140,7 +141,8 @@ def download(
                     if isinstance(error, _Other):
                         other = str(error)
                         spoiled += 1
-                    failed = 0 if part.size >= before + GAIN else failed + 1
+                    failed = 0 if part.size >= most + GAIN else failed + 1
+                    most = max(most, part.size)
                     if failed == policy.attempts or spoiled == 2:
                         answers.append((url, str(error)))
                     else:
