@@ -1,7 +1,8 @@
-"""`python kill.py JOB KILLS SEED`: run a training job again and again, killing it at random instants, then let it end.
+"""`python kill.py JOB`: run a training job, killing it at random instants, then let it end.
 
-JOB is a JSON file with the arguments of train.run. Prints how many times the job was really killed while running. Each
-attempt is a fork, so that the import of torch is paid once.
+JOB is a JSON file: settings, prepared and folder (where "killed" and its checkpoints are made), how many kills, a seed.
+Prints JSON: the step of the newest checkpoint at each kill, and what train.run returned at last. Each attempt is
+a fork, so that the import of torch is paid once; each saves after every step, so that many kills hit a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,51 +15,58 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from noscratch import train
 
 
-def attempt(job: dict[str, object]) -> int:
-    """The pid of a child that runs the job into a fresh folder and exits 0."""
+def attempt(job: dict[str, Any], name: str) -> int:
+    """The pid of a child that runs the job into folder/name, made afresh, and leaves the result beside it."""
     pid = os.fork()
     if pid:
         return pid
-    out = Path(str(job["out"]))
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    init = Path(str(job["init"])) if job["init"] else None
-    train.run(
-        dict(job["settings"]),  # type: ignore[call-overload]
-        Path(str(job["prepared"])),
-        out,
-        Path(str(job["checkpoints"])),
-        init,
+    folder = Path(job["folder"])
+    shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / name).mkdir()
+    result = train.run(
+        job["settings"],
+        Path(job["prepared"]),
+        folder / name,
+        folder / f"{name}-checkpoints",
+        None,
         "cpu",
         checkpoint_seconds=0.0,
     )
+    (folder / f"{name}.json").write_text(json.dumps(result))
     os._exit(0)
+
+
+def finish(pid: int) -> bool:
+    """Whether the child was killed; any other failure ends the program."""
+    _, status = os.waitpid(pid, 0)
+    if status and not os.WIFSIGNALED(status):
+        sys.exit(f"an attempt failed with status {status}")
+    return bool(status)
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    random.seed(int(sys.argv[3]))
-    killed, longest = 0, 0.05
-    while killed < int(sys.argv[2]):
-        pid = attempt(job)
-        time.sleep(random.uniform(0.0, longest))
+    folder = Path(job["folder"])
+    began = time.monotonic()
+    finish(attempt(job, "timed"))
+    whole = time.monotonic() - began
+    random.seed(job["seed"])
+    killed_at = []
+    for _ in range(job["kills"]):
+        pid = attempt(job, "killed")
+        time.sleep(random.uniform(0.0, 0.5 * whole))
         os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            killed += 1
-        elif status:
-            sys.exit(f"an attempt failed with status {status}")
-        else:
+        if not finish(pid):
             break
-    pid = attempt(job)
-    _, status = os.waitpid(pid, 0)
-    if status:
-        sys.exit(f"the last attempt failed with status {status}")
-    print(killed)
+        steps = sorted(path.name for path in (folder / "killed-checkpoints").glob("step-*"))
+        killed_at.append(int(steps[-1].removeprefix("step-")) if steps else 0)
+    finish(attempt(job, "killed"))
+    print(json.dumps({"killed_at": killed_at, "result": json.loads((folder / "killed.json").read_text())}))
 
 
 main()

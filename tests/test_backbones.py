@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
+import torch
 
 import contract
 from noscratch import backbones
+from noscratch.backbones import s4d
+from tolerances import assert_close, tolerance
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
@@ -27,5 +31,98 @@ def test_a_dash_names_the_same_file() -> None:
 
 
 def test_unknown_name_lists_the_known_and_the_nearest() -> None:
-    with pytest.raises(backbones.BackboneError, match=r"s4d.*got 's4e'.*mean 's4d'"):
-        backbones.load("s4e")
+    with pytest.raises(backbones.BackboneError, match=r"s4d.*got 'transfomer-small'.*mean 'transformer'"):
+        backbones.load("transfomer-small")
+
+
+# What one file promises beyond the contract
+
+
+def test_s4d_starts_from_the_eigenvalues_of_its_initialization() -> None:
+    """Real parts are -1/2; imaginary parts by hand for N = 4 (S4D, section 4)."""
+    lin, inv, legs = (s4d.eigenvalues(init, 4) for init in ("lin", "inv", "legs"))
+    for found in (lin, inv, legs):
+        torch.testing.assert_close(found.real, torch.full((2,), -0.5, dtype=torch.float64))
+    torch.testing.assert_close(lin.imag, torch.tensor([0.0, math.pi], dtype=torch.float64))
+    torch.testing.assert_close(inv.imag, 4 / math.pi * torch.tensor([3.0, 1 / 3], dtype=torch.float64))
+    # The skew part has characteristic polynomial x^4 + s x^2 + p: s sums its 2 x 2 minors, p is its determinant.
+    n = torch.arange(4, dtype=torch.float64)
+    half = 0.5 * torch.sqrt((2 * n[:, None] + 1) * (2 * n + 1))
+    skew = torch.triu(half, 1) - torch.tril(half, -1)
+    minors = sum(torch.linalg.det(skew[[i, j]][:, [i, j]]) for i in range(4) for j in range(i))
+    torch.testing.assert_close(legs.imag.square().sum(), torch.as_tensor(minors))
+    torch.testing.assert_close(legs.imag.square().prod(), torch.linalg.det(skew))
+
+
+@pytest.mark.parametrize("init", ["legs", "inv", "lin", "random"])
+@pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
+def test_s4d_settings_build_and_agree_with_the_recurrence(init: str, discretization: str) -> None:
+    block = contract.build("s4d", causal=True, init=init, discretization=discretization, train_b=True, d_state=8)
+    x = contract.draw(2, 9, contract.D_MODEL)
+    bound = tolerance(torch.float64, 9, 9 * contract.CONDITION)
+    assert_close(backbones.recurrent(block, x), backbones.parallel(block, x), bound)
+
+
+def test_s4d_declares_its_own_learning_rate() -> None:
+    layer = s4d.S4D(s4d.Config(train_b=True, lr=0.002), heads=4, causal=True, backend="auto")
+    assert layer.optim == {
+        name: {"lr": 0.002, "weight_decay": 0.0} for name in ("log_dt", "log_decay", "frequency", "B")
+    }
+    steps = layer.log_dt.exp()
+    assert steps.min() >= 0.001
+    assert steps.max() <= 0.1
+
+
+def test_s4d_random_draws_every_parameter_of_the_ssm() -> None:
+    layer = s4d.S4D(s4d.Config(init="random"), heads=64, causal=False, backend="auto")
+    for name, value in layer.named_parameters():
+        # Standard deviation 0.1, known from n draws to 0.1 / sqrt(2 n).
+        assert abs(value.std().item() - 0.1) < 5 * 0.1 / math.sqrt(2 * value.numel()), name
+
+
+def test_a_transformer_without_positions_does_not_know_the_order() -> None:
+    x, order = contract.draw(2, 9, contract.D_MODEL), torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    bound = tolerance(torch.float64, 9, contract.CONDITION)
+    without, rotary = (contract.build("transformer", causal=False, positions=p) for p in ("none", "rotary"))
+    assert_close(contract.run(without, x[:, order]), contract.run(without, x)[:, order], bound)
+    moved = contract.run(rotary, x[:, order]) - contract.run(rotary, x)[:, order]
+    assert moved.abs().max() > 1e3 * bound
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("transformer", {"heads": 0}),
+        ("transformer", {"heads": 5}),
+        ("transformer", {"heads": contract.D_MODEL}),
+        ("transformer", {"positions": "sinusoidal"}),
+        ("transformer", {"norm": "batch"}),
+        ("transformer", {"dropout": 1.0}),
+        ("transformer", {"expansion": 0}),
+        ("s4d", {"d_state": 7}),
+        ("s4d", {"init": "fout"}),
+        ("s4d", {"discretization": "euler"}),
+        ("s4d", {"dt_min": 0.2}),
+        ("s4d", {"dt_min": 0.0}),
+        ("s4d", {"norm": "none"}),
+        ("s4d", {"dropout": -0.1}),
+    ],
+)
+def test_impossible_settings_are_refused(name: str, setting: dict[str, object]) -> None:
+    with pytest.raises(backbones.BackboneError, match="got"):
+        contract.build(name, causal=True, **setting)
+
+
+@pytest.mark.parametrize("name", ["transformer", "s4d"])
+def test_post_norm_normalizes_its_output(name: str) -> None:
+    y = contract.run(contract.build(name, causal=False, norm="post"), contract.draw(2, 9, contract.D_MODEL))
+    torch.testing.assert_close(y.mean(-1), torch.zeros_like(y[..., 0]))
+    torch.testing.assert_close(y.var(-1, correction=0), torch.ones_like(y[..., 0]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["transformer", "s4d"])
+def test_dropout_acts_in_training_only(name: str) -> None:
+    block, x = contract.build(name, causal=False, dropout=0.5), contract.draw(2, 9, contract.D_MODEL)
+    plain = contract.build(name, causal=False)
+    assert torch.equal(contract.run(block, x), contract.run(plain, x))
+    assert not torch.equal(contract.run(block.train(), x), contract.run(plain, x))
