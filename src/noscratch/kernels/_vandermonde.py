@@ -162,7 +162,7 @@ class _SharedPowerSum(torch.autograd.Function):
             sums = complex_view(torch.cat((grads[a], index * grads[a])) @ right)
             value.addcmul_(sums[:H], z)
             slope.addcmul_(sums[H:] + (a * M) * sums[:H], z)
-        return (W * slope).sum(0).conj().to(log_z.dtype), value.conj(), None
+        return (W * slope).sum(0).conj_physical().to(log_z.dtype), value.conj_physical(), None
 
     @staticmethod
     def tables(log_z: Tensor, M: int, A: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
