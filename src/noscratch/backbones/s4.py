@@ -1,0 +1,95 @@
+"""S4 block: a diagonal-plus-rank-1 state-space model started at HiPPO-LegS, as one long convolution or a recurrence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from noscratch.backbones import parallel, recurrent, require
+from noscratch.backbones._block import (
+    MixerBlock,
+    StateSpace,
+    check,
+    check_pairs,
+    check_steps,
+    log_uniform,
+    own_rate,
+    randomize,
+)
+from noscratch.kernels import conv, ssm
+
+PAPER = "Gu, Goel, Ré, Efficiently Modeling Long Sequences with Structured State Spaces, arXiv 2111.00396"
+CAUSAL_OK = True
+BIDIRECTIONAL_OK = True
+EQUIVALENT = ((parallel, recurrent),)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults: S4-LegS as in the paper's LRA runs (section 4.2, appendix D) and in Amos et al. 2024 (2310.02980)."""
+
+    d_state: int = 64
+    """N: real size of the state of one head; N / 2 conjugate pairs are stored."""
+    n_ssm: int = 0
+    """How many systems (Lambda, P, B) there are: head h has the one of number h mod n_ssm. 0: one for each head."""
+    init: Literal["legs", "random"] = "legs"
+    """HiPPO-LegS with its whole B; random: every parameter of the SSM ~ N(0, 0.1^2)."""
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    """The step of each head is drawn log-uniformly between the two."""
+    lr: float = 0.001
+    """Learning rate of Lambda, P, B and dt, which also have no weight decay."""
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_pairs(self.d_state)
+        check_steps(self.dt_min, self.dt_max)
+        require(self.n_ssm >= 0, f"n_ssm is at least 1, or 0 for one system per head; got {self.n_ssm}.")
+
+
+def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:
+    require(
+        config.n_ssm == 0 or d_model % config.n_ssm == 0,
+        f"n_ssm divides d_model, so that each system serves as many heads; got {config.n_ssm} and {d_model}.",
+    )
+    return MixerBlock(S4(config, d_model, causal, backend), d_model, config.norm, config.dropout)
+
+
+class S4(StateSpace):
+    """x' = (Lambda - P P^*) x + B u, y = 2 Re(C x) + D u in each head, bilinear. C is the true C, at every length."""
+
+    forms: ClassVar = {"s4_kernel": ssm.KERNEL_BACKENDS, "long_conv": conv.LONG_CONV_BACKENDS}
+    advance = staticmethod(ssm.s4_step)
+
+    def __init__(self, config: Config, heads: int, causal: bool, backend: str) -> None:
+        super().__init__(heads, config.d_state // 2, math.sqrt(0.5), causal, backend)
+        systems, legs = config.n_ssm or heads, ssm.hippo_legs(config.d_state)
+        self.sharing = heads // systems
+        self.log_dt = nn.Parameter(log_uniform(config.dt_min, config.dt_max, heads))
+        # Re Lambda = -exp(log_decay) stays negative while it is trained.
+        self.log_decay = nn.Parameter(torch.log(-legs.Lambda.real).float().repeat(systems, 1))
+        self.frequency = nn.Parameter(legs.Lambda.imag.float().repeat(systems, 1))
+        self.P = nn.Parameter(torch.view_as_real(legs.P_t).float().repeat(systems, 1, 1))
+        self.B = nn.Parameter(torch.view_as_real(legs.B_t).float().repeat(systems, 1, 1))
+        if config.init == "random":
+            randomize(self)
+        self.optim = own_rate(config.lr, "log_dt", "log_decay", "frequency", "P", "B")
+
+    def kernel(self, length: int) -> Tensor:
+        return ssm.s4_kernel(*self.system(), torch.view_as_complex(self.C), length, backend=self.backend)
+
+    def recurrence(self) -> tuple[Tensor, ...]:
+        return ssm.s4_discretize(*self.system())
+
+    def system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dt (H,), Lambda (H, N/2), P (1, H, N/2), B (H, N/2)."""
+        Lambda = torch.complex(-self.log_decay.exp(), self.frequency)
+        shared = (Lambda, torch.view_as_complex(self.P), torch.view_as_complex(self.B))
+        Lambda, P, B = (part.repeat(self.sharing, 1) for part in shared)
+        return self.log_dt.exp(), Lambda, P.unsqueeze(0), B
