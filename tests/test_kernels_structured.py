@@ -14,7 +14,7 @@ from torch import Tensor
 import strategies as own
 from laws import norm, run, wide
 from noscratch.kernels import KernelError, structured
-from noscratch.kernels.structured import block_dense, block_shuffle, dense_of, low_rank
+from noscratch.kernels.structured import block_dense, block_shuffle, dense_of, linear, low_rank
 from tolerances import GOLDEN, assert_close, tolerance
 
 MAPS: dict[str, Callable[..., Tensor]] = {
@@ -52,6 +52,28 @@ def test_fast_is_the_dense_matrix_values_and_gradients(data: st.DataObject, kind
     scales = (a * b * c, b * c * d, a * c * d, a * b * d)
     for name, i, j, scale in zip(("y", "dx", "dw1", "dw2"), got, want, scales, strict=True):
         assert_close(i, j, tolerance(x.dtype, x.shape[-1]), scale, name)
+
+
+@given(st.data(), own.dtypes(), own.seeds(), st.booleans())
+def test_linear_is_a_sum_of_products(data: st.DataObject, dtype: torch.dtype, seed: int, strided: bool) -> None:
+    lead, i, o = data.draw(st.lists(own.sizes(3), max_size=3)), data.draw(own.lengths(40)), data.draw(own.lengths(40))
+    x, w, b = (data.draw(own.reals(*shape, dtype=dtype)) for shape in ((*lead, i), (o, i), (o,)))
+    if strided:
+        x, w = torch.stack([x, -x], dim=-1)[..., 0], w.T.contiguous().T
+    g = torch.randn(*lead, o, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    scales = (norm(x) * norm(w) + norm(b), norm(g) * norm(w), norm(g) * norm(x), norm(g) * (g.numel() / o) ** 0.5)
+    want = run(lambda x, w, b: (x.unsqueeze(-2) * w).sum(-1) + b, [wide(t) for t in (x, w, b)], wide(g))
+    for backend in structured.LINEAR_BACKENDS:
+        got = run(lambda x, w, b, backend=backend: linear(x, w, b, backend=backend), (x, w, b), g)
+        for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
+            assert_close(j, k, tolerance(dtype, max(i, o, g.numel())), scale, f"{name}, {backend}")
+        assert_close(linear(x, w, backend=backend) + b, got[0], tolerance(dtype, i), scales[0])
+
+
+@pytest.mark.parametrize("backend", structured.LINEAR_BACKENDS)
+def test_linear_follows_autocast(backend: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.ones(2, 3), torch.ones(4, 3), backend=backend).dtype == torch.bfloat16
 
 
 @given(st.data(), kinds)
@@ -124,6 +146,7 @@ def test_golden_structured(
 @pytest.mark.parametrize(
     ("call", "says"),
     [
+        (lambda: linear(torch.ones(3), torch.ones(2, 4)), "linear with this weight takes 4 features; got 3"),
         (lambda: low_rank(torch.ones(3), torch.ones(2, 4), torch.ones(5, 2)), "low_rank with these weights takes 4"),
         (lambda: low_rank(torch.ones(4), torch.ones(2, 4), torch.ones(5, 3)), "makes 2 values, the second takes 3"),
         (

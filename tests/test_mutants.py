@@ -96,6 +96,10 @@ MUTANTS = [
     Mutant(
         "dense block order swapped", "structured", "w2 @ torch.block_diag(*w1)", "w2 @ torch.block_diag(*w1.flip(0))"
     ),
+    Mutant(
+        "gradient of x by the wrong side", "structured", "_onednn(grad, w.T, None)", "_onednn(grad, w.flip(0).T, None)"
+    ),
+    Mutant("bias lost", "structured", "_onednn(x, w, b)", "_onednn(x, w, None)"),
     # ssm
     Mutant("S4D without its factor 2", "ssm", "(Abar,), 2 * Bbar * C", "(Abar,), Bbar * C"),
     Mutant("dt missing from Bbar", "ssm", "step * scale * B", "scale * B"),

@@ -372,7 +372,19 @@ def _structured_cases() -> list[Case]:
         "block_dense": (_real(44, 3, 4, 2), _real(45, 7, 12)),
         "block_shuffle": (_real(46, 3, 4, 2), _real(47, 2, 5, 6)),
     }
-    found = []
+    affine = (_real(48, 3, 5, 6), _real(49, 7, 6), _real(50, 7))
+    found = [
+        Case(
+            "structured.linear",
+            "product and bias",
+            structured.LINEAR_BACKENDS,
+            affine,
+            call("linear"),
+            lambda x, w, b: (x[..., None, :] * w).sum(-1) + b,
+            length=15,
+            condition=4.0,
+        )
+    ]
     for name, answer in (("low_rank", low_rank), ("block_dense", block_dense), ("block_shuffle", block_shuffle)):
         inputs = (x, *weights[name])
         kernel = f"structured.{name}"

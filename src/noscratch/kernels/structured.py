@@ -1,19 +1,74 @@
-"""Structured linear maps for feedforward layers (Wei et al. 2024, "Building on Efficient Foundations", section 3).
+"""The dense linear map, and structured ones for feedforward layers (Wei et al. 2024, "Building on Efficient Foundations
+for Effectively Training LLMs with Structured Feedforward Layers", section 3).
 
-The reference form of each multiplies by its dense matrix, `dense_of`; the fast form never builds that.
+The reference form of a structured map multiplies by its dense matrix, `dense_of`; the fast form never builds that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from noscratch.kernels import KernelError, resolve
 
 STRUCTURED_BACKENDS = ("reference", "fast")
+LINEAR_BACKENDS = ("reference", "fast")
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """y = w x + b: x (..., in), w (out, in), b (out,) -> (..., out).
+
+    "reference" is PyTorch's product. "fast" hands float32 products on a CPU, outside autocast, to oneDNN, which uses the
+    widest instructions of any maker's processor, as the MKL inside PyTorch does not; the rest is PyTorch's product.
+    """
+    chosen = resolve("linear", backend, LINEAR_BACKENDS, x.device)
+    if x.shape[-1] != w.shape[1]:
+        raise KernelError(f"linear with this weight takes {w.shape[1]} features; got {x.shape[-1]}.")
+    if chosen == "fast" and _suits_onednn(x, w):
+        y: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), w, b)
+        return y.view(*x.shape[:-1], w.shape[0])
+    return functional.linear(x, w, b)
+
+
+def _suits_onednn(x: Tensor, w: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == w.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _OneDNN(torch.autograd.Function):
+    """x (rows, in), w (out, in), b (out,) or None -> (rows, out). Operands are dense or transposed: slices are slow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        x, w = x.contiguous(), w.contiguous()
+        ctx.save_for_backward(x, w)
+        return _onednn(x, w, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, needs_b = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return (
+            _onednn(grad, w.T, None) if needs_x else None,
+            _onednn(grad.T, x.T, None) if needs_w else None,
+            grad.sum(0) if needs_b else None,
+        )
+
+
+def _onednn(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
+    return y
 
 
 def dense_of(kind: str, first: Tensor, second: Tensor) -> Tensor:
@@ -27,7 +82,7 @@ def low_rank(x: Tensor, a: Tensor, b: Tensor, *, backend: str = "auto") -> Tenso
     """y = b a x: x (..., in), a (rank, in), b (out, rank) -> (..., out)."""
     _check_width("low_rank", x, a.shape[1], b.shape[1], a.shape[0])
     if resolve("low_rank", backend, STRUCTURED_BACKENDS, x.device) == "reference":
-        return linear(x, _dense_low_rank(a, b))
+        return functional.linear(x, _dense_low_rank(a, b))
     return linear(linear(x, a), b)
 
 
@@ -35,7 +90,7 @@ def block_dense(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str = "auto") -> 
     """y = w2 blkdiag(w1) x: x (..., in), w1 (blocks, rank / blocks, in / blocks), w2 (out, rank) -> (..., out)."""
     _check_width("block_dense", x, w1.shape[0] * w1.shape[2], w2.shape[1], w1.shape[0] * w1.shape[1])
     if resolve("block_dense", backend, STRUCTURED_BACKENDS, x.device) == "reference":
-        return linear(x, _dense_block_dense(w1, w2))
+        return functional.linear(x, _dense_block_dense(w1, w2))
     return linear(_block_diagonal(x, w1).flatten(-2), w2)
 
 
@@ -47,16 +102,21 @@ def block_shuffle(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str = "auto") -
     """
     _check_width("block_shuffle", x, w1.shape[0] * w1.shape[2], w2.shape[0] * w2.shape[2], w1.shape[0] * w1.shape[1])
     if resolve("block_shuffle", backend, STRUCTURED_BACKENDS, x.device) == "reference":
-        return linear(x, _dense_block_shuffle(w1, w2))
+        return functional.linear(x, _dense_block_shuffle(w1, w2))
     dealt = _block_diagonal(x, w1).flatten(-2).unflatten(-1, (-1, w2.shape[0])).transpose(-1, -2)
     return _block_diagonal(dealt.flatten(-2), w2).transpose(-1, -2).flatten(-2)
 
 
 def _block_diagonal(x: Tensor, w: Tensor) -> Tensor:
-    """blkdiag(w) x, blocks kept apart: x (..., blocks i), w (blocks, o, i) -> (..., blocks, o); one batched product."""
+    """blkdiag(w) x, blocks kept apart: x (..., blocks i), w (blocks, o, i) -> (..., blocks, o)."""
     blocks, o, i = w.shape
     rows = x.reshape(-1, blocks, i).transpose(0, 1)
-    return torch.bmm(rows, w.transpose(1, 2)).transpose(0, 1).reshape(*x.shape[:-1], blocks, o)
+    if _suits_onednn(x, w):
+        pairs = zip(rows.contiguous().unbind(0), w.unbind(0), strict=True)
+        products = torch.stack([_OneDNN.apply(row, block, None) for row, block in pairs], dim=1)
+    else:
+        products = torch.bmm(rows, w.transpose(1, 2)).transpose(0, 1)
+    return products.reshape(*x.shape[:-1], blocks, o)
 
 
 def _check_width(kernel: str, x: Tensor, width: int, second: int, rank: int) -> None:
