@@ -28,7 +28,7 @@ ROWS = 32  # r M at most: the solve grows with its square; halving it costs one 
 
 
 class _Tables(NamedTuple):
-    """Rows of the real tables are (time, rank) pairs. All in float64."""
+    """Rows of the real tables are (time, rank) pairs."""
 
     powers: Tensor  # (H, M, n) D^k
     reversed: Tensor  # (H, M, n) D^(M-1-k)
@@ -37,13 +37,12 @@ class _Tables(NamedTuple):
     ub: Tensor  # (H, r + 1, 2 n) U and b
 
 
-def _tables(D: Tensor, b: Tensor, U: Tensor, V: Tensor, M: int) -> _Tables:
+def _tables(D: Tensor, b: Tensor, U: Tensor, V: Tensor, M: int, dtype: torch.dtype) -> _Tables:
     H, r, n = U.shape
-    forward = powers(D, M)
-    backward = powers(D, M, reverse=True)
-    tu = real_view(backward[:, :, None] * U[:, None]).view(H, M * r, 2 * n)
-    tv = real_view(forward.conj()[:, :, None] * V.conj()[:, None]).view(H, M * r, 2 * n)
-    return _Tables(forward, backward, tu, tv, real_view(torch.cat((U, b[:, None]), 1)))
+    forward, backward = powers(D, M, dtype), powers(D, M, dtype, reverse=True)
+    tu = real_view(backward[:, :, None] * U[:, None].to(dtype)).view(H, M * r, 2 * n)
+    tv = real_view(forward.conj()[:, :, None] * V[:, None].conj().to(dtype)).view(H, M * r, 2 * n)
+    return _Tables(forward, backward, tu, tv, real_view(torch.cat((U, b[:, None]), 1).to(dtype)))
 
 
 def _toeplitz(x: Tensor) -> Tensor:
@@ -94,7 +93,7 @@ class _Krylov(torch.autograd.Function):
         while 2 * M * r <= ROWS and length > M:
             M *= 2
         A = -(-length // M)
-        t = _tables(D, b, U, V, M)
+        t = _tables(D, b, U, V, M, D.dtype)
         seen = (t.tv @ t.ub.mT).view(H, M, r, r + 1)  # h, and Re(V . D^i b)
         identity = torch.eye(r, dtype=seen.dtype, device=seen.device).expand(H, 1, r, r)
         system = _toeplitz(torch.cat((identity, -seen[:, :-1, :, :r]), 1))
@@ -116,7 +115,7 @@ class _Krylov(torch.autograd.Function):
             if len(steps) >= levels - LAST:
                 E = steps[-1]
             Y = torch.cat((Y, Y[:, : A * R - Y.shape[1]] @ steps[-1]), 1)
-        ctx.save_for_backward(D, b, U, V, X, Y, system, solution, *steps)
+        ctx.save_for_backward(D, b, U, V, X, Y, system.to(dtype), solution.to(dtype), *steps)
         ctx.R, ctx.M = R, M
         return (Y @ X.mT).view(H, A, R, M).transpose(1, 2).reshape(H, R, A * M)[..., :length]
 
@@ -127,7 +126,7 @@ class _Krylov(torch.autograd.Function):
         H, r, n = U.shape
         R, M = ctx.R, ctx.M
         grad = blocks(grad, M).transpose(1, 2).reshape(H, -1, M)  # (H, A R, M)
-        dX = (grad.mT @ Y).double()
+        dX = grad.mT @ Y
         dY = grad @ X
         dE = None
         for level in range(len(steps) - 1, -1, -1):
@@ -138,11 +137,11 @@ class _Krylov(torch.autograd.Function):
             from_rows = Y[:, : upper.shape[1]].mT @ upper
             dE = from_rows if dE is None else from_rows.baddbmm_(dE, E.mT).baddbmm_(E.mT, dE)
             below += upper @ E.mT
-        dc = complex_view(dY[:, :R].double()).conj()
+        dc = complex_view(dY[:, :R]).conj()
 
-        t = _tables(D, b, U, V, M)
+        t = _tables(D, b, U, V, M, X.dtype.to_complex())
         w, outputs = solution[..., 0], solution[..., 1:]
-        dE = X.new_zeros(H, 2 * n, 2 * n, dtype=torch.float64) if dE is None else dE.double()
+        dE = X.new_zeros(H, 2 * n, 2 * n) if dE is None else dE
         d_solution = torch.cat((_hankel_adjoint(dX @ t.tu.mT, r)[..., None], t.tu @ dE), -1)
         d_tu = _hankel(w, r).mT @ dX + outputs @ dE.mT
         d_right = torch.linalg.solve_triangular(system.mT, d_solution, upper=True, unitriangular=True)
@@ -157,17 +156,17 @@ class _Krylov(torch.autograd.Function):
         g_u = complex_view(d_tu.view(H, M, r, 2 * n))
         g_v = complex_view(d_tv.view(H, M, r, 2 * n)).conj()
         forward, backward = t.powers.conj().resolve_conj(), t.reversed.conj().resolve_conj()
-        db = (forward * g_b).sum(1) + d_ub[:, r]
-        dU = (backward[:, :, None] * g_u).sum(1) + d_ub[:, :r]
-        dV = (forward[:, :, None] * g_v).sum(1)
-        d_forward = b.conj()[:, None] * g_b + (V.conj()[:, None] * g_v).sum(2)
-        d_backward = (U.conj()[:, None] * g_u).sum(2)
+        d_forward = b.conj()[:, None].to(forward.dtype) * g_b + (V.conj()[:, None].to(forward.dtype) * g_v).sum(2)
+        d_backward = (U.conj()[:, None].to(forward.dtype) * g_u).sum(2)
         d_powers = d_forward[:, 1:] + d_backward[:, :-1].flip(1)
         order = torch.arange(1, M, dtype=dX.dtype, device=dX.device)[:, None]
         dDM = _diagonal(dE)
         dD = (order * forward[:, :-1] * d_powers).sum(1)
         dD += M * forward[:, -1] * torch.complex(dDM[:, 0, 0] + dDM[:, 1, 1], dDM[:, 1, 0] - dDM[:, 0, 1])
-        return dD, db, dU, dV, dc, None, None
+        db = (forward * g_b).sum(1) + d_ub[:, r]
+        dU = (backward[:, :, None] * g_u).sum(1) + d_ub[:, :r]
+        dV = (forward[:, :, None] * g_v).sum(1)
+        return *(d.to(D.dtype) for d in (dD, db, dU, dV, dc)), None, None
 
 
 def krylov(D: Tensor, b: Tensor, U: Tensor, V: Tensor, c: Tensor, length: int, dtype: torch.dtype) -> Tensor:

@@ -45,9 +45,12 @@ def phi1(z: Tensor) -> Tensor:
     return _Phi1.apply(z)
 
 
-def powers(z: Tensor, count: int, reverse: bool = False) -> Tensor:
-    """z^0, ..., z^(count-1), or the other way round, on a new axis before the last: (..., n) -> (..., count, n)."""
-    table = z.new_empty(*z.shape[:-1], count, z.shape[-1])
+def powers(z: Tensor, count: int, dtype: torch.dtype | None = None, reverse: bool = False) -> Tensor:
+    """z^0, ..., z^(count-1), or the other way round, on a new axis before the last: (..., n) -> (..., count, n).
+
+    In `dtype` (that of z if not given) each entry is a product of at most log2(count) rounded powers of z.
+    """
+    table = z.new_empty(*z.shape[:-1], count, z.shape[-1], dtype=dtype)
     table[..., -1 if reverse else 0, :] = 1
     filled, ratio = 1, z[..., None, :]
     while filled < count:
@@ -56,7 +59,7 @@ def powers(z: Tensor, count: int, reverse: bool = False) -> Tensor:
             known, new = table[..., count - more :, :], table[..., count - filled - more : count - filled, :]
         else:
             known, new = table[..., :more, :], table[..., filled : filled + more, :]
-        torch.mul(known, ratio, out=new)
+        torch.mul(known, ratio.to(table.dtype), out=new)
         filled, ratio = 2 * filled, ratio * ratio
     return table
 
