@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from html import unescape
 from itertools import chain
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from noscratch.results.pages import board, data, downloads, grid, runs
 from noscratch.results.pages.evidence import Evidence, PublishError
@@ -48,19 +49,21 @@ def publish(root: Path) -> list[Path]:
 
 def _check_links(files: Mapping[str, bytes], root: Path) -> None:
     """Every link leads to a page, a download or a hand-written page; a part is included by a page of site/docs."""
-    targets = {name.removesuffix(".md") + ".html" if name.endswith(".md") else name for name in files}
-    targets |= {f"../{path.stem}.html" for path in (root / "site" / "docs").glob("*.md")}
+    targets = {posixpath.join("generated", _built(name)) for name in files}
+    targets |= {_built(path.name) for path in (root / "site" / "docs").glob("*.md")}
     for name, content in files.items():
-        base = ".." if name.startswith("parts/") else posixpath.dirname(name)
-        for href in re.findall(r'href="([^"]*)"', content.decode()) if name.endswith(".md") else ():
-            path = (
-                unescape(href).partition("#")[0].replace("generated/", "", 1)
-                if base == ".."
-                else unescape(href).partition("#")[0]
-            )
-            place = path if base == ".." else posixpath.normpath(posixpath.join(base, path))
-            if path and place not in targets:
+        if not name.endswith(".md"):
+            continue
+        folder = "" if name.startswith("parts/") else posixpath.dirname(posixpath.join("generated", name))
+        for href in re.findall(r'href="([^"]*)"', content.decode()):
+            path = urlsplit(unescape(href)).path
+            if path and posixpath.normpath(posixpath.join(folder, path)) not in targets:
                 raise PublishError(f"every link leads to a page of the site, but {name} links to {href}")
+
+
+def _built(name: str) -> str:
+    """What MkDocs makes of a file."""
+    return name.removesuffix(".md") + ".html" if name.endswith(".md") else name
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from noscratch.results.pages.evidence import Evidence
 from noscratch.results.pages.markup import (
-    Column,
+    Cell,
     Page,
     chip,
     code,
@@ -32,31 +32,18 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         "the digests below before it is opened, and refused in any form that is not listed. What cannot be had is "
         "blocked, with the reason; no other data ever stand in for it."
     )
-    used = {name for record in evidence.tasks.values() for name in record["needs"]}
-    names = sorted(set(SOURCES) | set(evidence.sources))
+    names = [*evidence.sources, *sorted(set(SOURCES) - set(evidence.sources))]
     rows = []
     for name in names:
-        record = evidence.sources.get(name)
-        state, reason = (
-            (record["state"], record["reason"] or "") if record else ("not-run", "not part of the present plan")
-        )
-        source = SOURCES.get(name)
-        rows.append(
-            (
-                link(f"#{slug(name)}", name),
-                chip("available" if state == "done" else state),
-                _form(record),
-                source.licence if source else "",
-                reason,
-            )
-        )
-    page.add(
-        table(
-            ["Source", "State", "Form", "Licence", "Reason"],
-            rows,
-            f"{len(names)} sources; {len(used & set(names))} feed a task of the plan",
-        )
-    )
+        record, source = evidence.sources.get(name), SOURCES.get(name)
+        state: object = tag("span", "not in the plan", class_="ns-quiet")
+        if record:
+            state = chip("available" if record["state"] == "done" else record["state"])
+        reason = record["reason"] if record else source.blocked if source else ""
+        licence = source.licence if source else ""
+        rows.append((link(f"#{slug(name)}", name), state, _form(record), licence, Cell(reason or "", kind="ns-wide")))
+    caption = f"{len(evidence.sources)} sources of the present plan, then {len(names) - len(evidence.sources)} others"
+    page.add(table(["Source", "State", "Form", "Licence", "Reason"], rows, caption))
     for name in names:
         _source(page, evidence, name, SOURCES.get(name))
     yield page
@@ -92,7 +79,7 @@ def _source(page: Page, evidence: Evidence, name: str, source: Source | None) ->
         files = [(file, size(f["bytes"]), code(f["sha256"])) for file, f in sorted(record["artifacts"].items())]
         page.add(
             table(
-                ["File", Column("Size", sort="number"), "sha256"],
+                ["File", "Size", "sha256"],
                 files,
                 f"What was fetched ({_form(record)}), address {record['address']}",
             )
@@ -109,4 +96,4 @@ def _source(page: Page, evidence: Evidence, name: str, source: Source | None) ->
         for file in form.files
     ]
     forms = table(["Form", "File", "Size", "sha256", "Note"], accepted, "Accepted forms, in order of preference")
-    page.add(details(f"{len(source.forms)} accepted forms and their digests", forms))
+    page.add(details("Accepted forms and their digests", forms))

@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from noscratch.results import collect, judge
+from noscratch.results import collect, judge, parquet_bytes
 from noscratch.results.pages.evidence import Evidence, PublishError
-from noscratch.results.pages.markup import Column, Page, code, command, link, number, size, table
+from noscratch.results.pages.markup import Page, code, command, link, number, size, table
 
 TABLES = {"results": collect, "verdicts": judge}
 
@@ -27,7 +28,7 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
         rows = pq.read_table(io.BytesIO(content))
         yield f"downloads/{name}.csv", _csv(rows)
         yield f"downloads/{name}.json", _json(rows)
-    yield "downloads/curves.csv", (reports / "curves.csv").read_bytes()
+    yield "downloads/curves.parquet", parquet_bytes(pa_csv.read_csv(reports / "curves.csv"))
     yield "downloads/metrics.json", (reports / "metrics.json").read_bytes()
 
 
@@ -40,7 +41,7 @@ def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
         (link(path, code(path.partition("/")[2])), ABOUT[path.partition("/")[2].partition(".")[0]], size(len(content)))
         for path, content in written.items()
     ]
-    page.add(table(["File", "What it holds", Column("Size", sort="number")], rows, "Files"))
+    page.add(table(["File", "What it holds", "Size"], rows, "Files"))
     page.heading("Read them", 3)
     page.add(
         command(

@@ -170,11 +170,16 @@ class Evidence:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Every (tier, task, backbone, protocol) that was planned or published, finished or not."""
-        return sorted({cell.group for cell in self.runs} | {cell_of(row).group for row in self.results})
+        """Every (tier, task, backbone, protocol) that was planned or published, the strongest tier first."""
+        every = {cell.group for cell in self.runs} | {cell_of(row).group for row in self.results}
+        return sorted(every, key=lambda group: (-_strength(group[0]), group))
 
     def runs_of(self, group: Group) -> list[Run]:
         return [run for cell, run in sorted(self.runs.items()) if cell.group == group]
+
+    @cached_property
+    def task_names(self) -> list[str]:
+        return sorted(self.tasks.keys() | {group[1] for group in self.groups})
 
     @cached_property
     def backbones(self) -> list[str]:
@@ -182,7 +187,7 @@ class Evidence:
 
     @cached_property
     def tiers(self) -> list[str]:
-        return sorted({group[0] for group in self.groups}, key=lambda t: ("smoke", "mini", "paper").index(t))
+        return list(dict.fromkeys(group[0] for group in self.groups))
 
 
 def summarize(scores: Sequence[Score]) -> Summary:
@@ -206,6 +211,11 @@ def gain(scores: Sequence[Score], over: Sequence[Score]) -> Summary | None:
 
 def _summary(estimate: statistics.Estimate) -> Summary:
     return Summary(estimate.value, *statistics.interval(estimate), estimate.n)
+
+
+def _strength(tier: str) -> int:
+    order: tuple[str, ...] = claims.TIERS
+    return order.index(tier)
 
 
 def cell_of(row: Mapping[str, Any]) -> Cell:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from noscratch import tasks
 from noscratch.results.pages import charts
@@ -46,7 +47,7 @@ FEW_SEEDS = 3
 def pages(evidence: Evidence) -> Iterator[Page]:
     yield results_page(evidence)
     yield tasks_page(evidence)
-    for task in evidence.tasks:
+    for task in evidence.task_names:
         yield task_detail(evidence, task)
     yield backbones_page(evidence)
     for backbone in evidence.backbones:
@@ -96,8 +97,8 @@ def _matrix_cell(evidence: Evidence, group: Group) -> Cell:
     s = summarize(scores)
     label = tag("b", metric_value(s.mean, scores[0].metric))
     about = tag("small", f"{interval_text(s.low, s.high, scores[0].metric)} n = {s.n}")
-    first = evidence.runs.get(scores[0].cell)
-    head = link(first.cell.page, label, title=scores[0].metric) if first else label
+    address = urlencode(dict(zip(("tier", "task", "backbone", "protocol"), group, strict=True)))
+    head = link(f"results.html?{address}#all-groups", label, title=f"{scores[0].metric}: the runs behind it")
     return Cell(tag("span", head, about, class_="ns-stack"), key=s.mean, kind=_hatched(s.n))
 
 
@@ -122,7 +123,7 @@ def group_table(
             "Protocol": protocol,
             "Metric": scores[0].metric if scores else "",
             "Test score": value,
-            "Runs": _run_links(runs, up),
+            "Runs": Cell(_run_links(runs, up), kind="ns-runs"),
         }
         cells.pop(without, None)
         states = sorted({run.state for run in runs})
@@ -169,32 +170,39 @@ def tasks_page(evidence: Evidence) -> Page:
     page.say(
         "What the backbones are tested on. Every task keeps validation apart from training and opens its test set once."
     )
-    cards = []
-    for task, record in evidence.tasks.items():
-        module = task_module(task)
-        title = module.SPEC.title if module else task
-        total = sum(split["examples"] for split in record["result"]["splits"].values()) if record["result"] else 0
-        about = f"{number(total)} examples, {_finished(evidence, 1, task)}" if total else ""
-        state = "" if record["state"] == "done" else chip(record["state"])
-        cards.append(
-            link(
-                f"{task_page(task)[6:]}",
-                tag("b", title),
-                tag("span", code(task), " ", about, " ", state),
-                class_="ns-card",
+    rows = []
+    for task in evidence.task_names:
+        record, module = evidence.tasks.get(task), task_module(task)
+        splits = ((record or {}).get("result") or {}).get("splits")
+        examples = " / ".join(number(splits[split]["examples"]) for split in splits) if splits else ""
+        state = "" if splits else chip(record["state"]) if record else "no longer in the plan"
+        rows.append(
+            (
+                tag(
+                    "span",
+                    link(task_page(task)[6:], module.SPEC.title if module else task),
+                    code(task),
+                    class_="ns-stack",
+                ),
+                module.SPEC.kind if module else "",
+                module.SPEC.metrics[0] if module else "",
+                examples or state,
+                ", ".join(module.SPEC.sources) or "generated" if module else "",
+                _finished(evidence, 1, task),
             )
         )
-    page.add(tag("div", *cards, class_="ns-cards"))
+    columns = ["Task", "Kind", "Metric", "Train / validation / test", "Sources", "Runs finished"]
+    page.add(table(columns, rows, f"{len(rows)} tasks"))
     return page
 
 
 def _finished(evidence: Evidence, axis: int, name: str) -> str:
     runs = [run for run in evidence.runs.values() if run.cell.group[axis] == name]
-    return f"{sum(run.state == 'done' for run in runs)} of {len(runs)} runs finished"
+    return f"{sum(run.state == 'done' for run in runs)} of {len(runs)}"
 
 
 def task_detail(evidence: Evidence, task: str) -> Page:
-    record = evidence.tasks[task]
+    record = evidence.tasks.get(task)
     module = task_module(task)
     spec = module.SPEC if module else None
     page = Page(
@@ -208,7 +216,7 @@ def task_detail(evidence: Evidence, task: str) -> Page:
             (module.__doc__ if module else "") or "This task is no longer part of the package; its results stay."
         )
     )
-    if record["state"] != "done":
+    if record and record["state"] != "done":
         page.add(note(tag("strong", record["state"]), f": {record['reason']}", kind="bad"))
     if spec:
         sources = (
@@ -227,7 +235,7 @@ def task_detail(evidence: Evidence, task: str) -> Page:
             )
         )
     _task_results(page, evidence, task)
-    if record["result"]:
+    if record and record["result"]:
         _task_data(page, evidence, task, record, spec.kind if spec else "classification")
     return page
 
@@ -285,10 +293,10 @@ def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, A
         )
         for split, s in splits.items()
     ]
-    columns: list[Column | str] = [
+    columns = [
         "Split",
-        Column("Examples", sort="number"),
-        Column("Tokens", sort="number"),
+        "Examples",
+        "Tokens",
         "Length min / mean / max",
         "Labels",
     ]
@@ -365,19 +373,14 @@ def backbones_page(evidence: Evidence) -> Page:
     page.say(
         "The architectures under test. All share one embedding, one head, one training loop; only the block differs."
     )
-    cards = []
+    rows = []
     for backbone in evidence.backbones:
         described = describe(backbone)
         about = described.doc.strip().partition("\n")[0] if described else "no longer part of the package"
-        cards.append(
-            link(
-                backbone_page(backbone)[10:],
-                tag("b", backbone),
-                tag("span", about, tag("br"), _finished(evidence, 2, backbone)),
-                class_="ns-card",
-            )
-        )
-    page.add(tag("div", *cards, class_="ns-cards"))
+        paper = described.paper if described else ""
+        cells = (Cell(about, kind="ns-wide"), Cell(paper, kind="ns-wide"), _finished(evidence, 2, backbone))
+        rows.append((link(backbone_page(backbone)[10:], backbone), *cells))
+    page.add(table(["Backbone", "What it is", "Paper", "Runs finished"], rows, f"{len(rows)} backbones"))
     return page
 
 
@@ -419,7 +422,7 @@ def backbone_detail(evidence: Evidence, backbone: str) -> Page:
         rows = [(tier_badge(tier), link("../" + task_page(task), task), number(count)) for tier, task, count in sizes]
         page.add(
             table(
-                ["Tier", "Task", Column("Parameters", sort="number")],
+                ["Tier", "Task", "Parameters"],
                 rows,
                 "Parameters of the whole model, embedding and head included",
             )

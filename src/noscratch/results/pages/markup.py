@@ -67,14 +67,17 @@ def slug(name: str) -> str:
 
 @dataclass
 class Page:
-    """One Markdown page: its path below the generated folder, its title, and its blocks in order."""
+    """One Markdown page: its path below the generated folder, its title, and its blocks in order.
+
+    A page with a `template` of its own (site/overrides) is left out of the search index: there may be a thousand.
+    """
 
     path: str
     title: str
     description: str
     crumbs: Sequence[tuple[str, str]] = ()
     wide: bool = False
-    searchable: bool = True
+    template: str = ""
     blocks: list[str] = field(default_factory=list)
 
     def heading(self, title: object, level: int = 2) -> None:
@@ -95,8 +98,8 @@ class Page:
         # JSON strings are YAML strings; the theme prints a title unescaped, so it is escaped here.
         front = {"title": escape(self.title), "description": escape(self.description), "hide": hidden}
         head: list[str] = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items())]
-        if not self.searchable:
-            head += ["search:", "  exclude: true"]
+        if self.template:
+            head += [f"template: {self.template}", "search:", "  exclude: true"]
         head.append("---")
         crumbs = []
         if self.crumbs:
@@ -215,6 +218,20 @@ def metric_value(value: float, metric: str) -> str:
     if metric in PERCENT:
         return f"{100 * value:.1f} %"
     return f"{value:.3f}"
+
+
+def listing(lines: Iterable[str]) -> Html:
+    """Plain lines, as they are."""
+    return tag("pre", tag("code", "\n".join(lines)), class_="ns-listing")
+
+
+def si(value: float, unit: str) -> str:
+    """A large number with a prefix: 30000000000 FLOP is 30 GFLOP."""
+    prefixes = iter("kMGTPE")
+    prefix = ""
+    while value >= 1000:
+        value, prefix = value / 1000, next(prefixes)
+    return f"{value:.3g} {prefix}{unit}"
 
 
 def size(count: float) -> str:

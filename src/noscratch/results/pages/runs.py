@@ -9,7 +9,6 @@ from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence, Run
 from noscratch.results.pages.markup import (
     Cell,
-    Column,
     Html,
     Page,
     Row,
@@ -20,10 +19,12 @@ from noscratch.results.pages.markup import (
     facts,
     join,
     link,
+    listing,
     metric_value,
     note,
     number,
     short,
+    si,
     size,
     smoke_note,
     table,
@@ -54,7 +55,8 @@ def run_page(run: Run) -> Page:
             (cell.task, f"../{task_page(cell.task)}"),
             (cell.backbone, f"../{backbone_page(cell.backbone)}"),
         ],
-        searchable=False,
+        template="run.html",
+        wide=True,
     )
     page.add(tag("p", chip(run.state), " ", tier_badge(cell.tier)))
     if run.state != "done":
@@ -67,9 +69,7 @@ def run_page(run: Run) -> Page:
             page.add(_selection(record["result"]), _metrics(record["result"], cell.tier))
         page.add(*_curves(run, phase))
         if record["result"]:
-            page.add(
-                facts([(name.replace("_", " "), number(n)) for name, n in sorted(record["result"]["counts"].items())])
-            )
+            page.add(_counts(record["result"]["counts"]))
         page.add(details("Settings", _settings(record["settings"])))
         page.add(details("Provenance: address, code, inputs, files", *_provenance(run, phase, record)))
     page.heading("Redo it")
@@ -100,22 +100,19 @@ def _metrics(result: Mapping[str, Any], tier: str) -> Html:
             metric,
             tag("b", metric_value(value, metric)) if metric == result["primary"] else metric_value(value, metric),
             number(examples),
-            "1",
             tier_badge(tier),
         )
         for split, metrics in sorted(result["metrics"].items())
         for metric, value in sorted(metrics.items())
         for examples in [result["examples"][split]]
     ]
-    columns: list[Column | str] = [
-        "Split",
-        "Metric",
-        Column("Value", sort="number"),
-        Column("Examples", sort="number"),
-        "Seeds",
-        "Tier",
-    ]
-    return table(columns, rows, "One run, so no interval over seeds; the results page has it")
+    caption = "n = 1 seed, so no interval over seeds: the results page has it"
+    return table(["Split", "Metric", "Value", "Examples", "Tier"], rows, caption)
+
+
+def _counts(counts: Mapping[str, float]) -> Html:
+    others = [(name.replace("_", " "), number(n)) for name, n in sorted(counts.items()) if name != "flops"]
+    return facts([("compute", si(counts["flops"], "FLOP")), *others])
 
 
 def _curves(run: Run, phase: str) -> list[Html]:
@@ -139,9 +136,7 @@ def _curve_table(metric: str, series: Mapping[str, Sequence[tuple[float, float]]
     values = {name: dict(points) for name, points in series.items()}
     rows = [[number(step), *(_point(values[name].get(step), metric) for name in series)] for step in shown]
     part = f"{len(shown)} of {len(steps)} points" if len(shown) < len(steps) else f"{len(steps)} points"
-    return table(
-        ["Step", *(Column(name, sort="number") for name in series)], rows, f"{metric}, {part}; one seed, no interval"
-    )
+    return table(["Step", *series], rows, f"{metric}, {part}; one seed, no interval")
 
 
 def _point(value: float | None, metric: str) -> str:
@@ -149,8 +144,7 @@ def _point(value: float | None, metric: str) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> Html:
-    rows = [(code(name), code(_plain(value))) for name, value in _flat(settings)]
-    return table(["Setting", "Value"], rows, "Every setting that is part of the address")
+    return listing(f"{name} = {_plain(value)}" for name, value in _flat(settings))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,13 +184,14 @@ def _provenance(run: Run, phase: str, record: Mapping[str, Any]) -> list[Html]:
             ("Modules", ", ".join(record["modules"])),
         ]
     )
-    inputs = table(
-        ["Input", "sha256"],
-        [(name, code(digest)) for name, digest in sorted(record["inputs"].items())],
-        "Records of its inputs",
-    )
-    files = [(name, size(file["bytes"]), code(file["sha256"])) for name, file in sorted(record["artifacts"].items())]
-    return [about, inputs, table(["File", Column("Size", sort="number"), "sha256"], files, "Files that the run wrote")]
+    inputs = [f"{digest}  {name}/record.json" for name, digest in sorted(record["inputs"].items())]
+    written = [f"{file['sha256']}  {name}" for name, file in sorted(record["artifacts"].items())]
+    bytes_ = sum(file["bytes"] for file in record["artifacts"].values())
+    return [
+        about,
+        tag("p", "sha256 of its inputs' records, and of the ", f"{len(written)} files that it wrote ({size(bytes_)}):"),
+        listing([*inputs, *written]),
+    ]
 
 
 def failures(evidence: Evidence) -> Page:
@@ -224,7 +219,7 @@ def failures(evidence: Evidence) -> Page:
         reasons.setdefault((run.state, run.reason), []).append(run)
     summary = [(chip(state), reason or "none recorded", len(runs)) for (state, reason), runs in sorted(reasons.items())]
     page.heading("By reason")
-    page.add(table(["State", "Reason", Column("Runs", sort="number")], summary, "Why runs did not finish"))
+    page.add(table(["State", "Reason", "Runs"], summary, "Why runs did not finish"))
     page.heading("Run by run")
     rows = [
         Row(
@@ -241,7 +236,7 @@ def failures(evidence: Evidence) -> Page:
         )
         for run in bad
     ]
-    columns: list[Column | str] = ["State", "Tier", "Task", "Backbone", "Protocol", "Run", "Reason"]
+    columns = ["State", "Tier", "Task", "Backbone", "Protocol", "Run", "Reason"]
     caption = f"{len(bad)} of {len(evidence.runs)} runs did not finish"
     page.add(table(columns, rows, caption, facets=["state", "tier", "task", "backbone", "protocol"]))
     return page
