@@ -204,3 +204,10 @@ def test_golden_attention(vectors: Callable[[str], dict[str, Any]], backend: str
 def test_what_does_not_fit_is_an_error(call: Callable[[Tensor], Tensor], says: str) -> None:
     with pytest.raises(KernelError, match=says):
         call(torch.ones(1, 1, 2, 4))
+
+
+@pytest.mark.filterwarnings("error")
+def test_rotary_compiles() -> None:
+    x = torch.randn(1, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(rotary, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), rotary(x))

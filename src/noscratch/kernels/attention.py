@@ -29,7 +29,9 @@ def rotary(x: Tensor, base: float = 10000.0, *, offset: int = 0, backend: str = 
         )
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     # One table serves every length up to the next power of two: batches differ in length, and a decoder's offset grows.
-    table = _rotations(1 << (offset + L - 1).bit_length(), d, base, wide, x.device)[offset : offset + L]
+    # The compiler makes tables part of its graph and warns of caches.
+    rotations = _rotations.__wrapped__ if torch.compiler.is_compiling() else _rotations
+    table = rotations(1 << (offset + L - 1).bit_length(), d, base, wide, x.device)[offset : offset + L]
     if chosen == "reference":
         cos, sin = table.real, table.imag
         even, odd = x[..., 0::2].to(wide), x[..., 1::2].to(wide)

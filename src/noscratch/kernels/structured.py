@@ -23,8 +23,8 @@ LINEAR_BACKENDS = ("reference", "fast")
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """y = w x + b: x (..., in), w (out, in), b (out,) -> (..., out).
 
-    "reference" is PyTorch's product. "fast" hands float32 products on a CPU, outside autocast, to oneDNN, which uses the
-    widest instructions of any maker's processor, as the MKL inside PyTorch does not; the rest is PyTorch's product.
+    "reference" is PyTorch's product. "fast" hands float32 products on a CPU, outside autocast, to oneDNN, which uses
+    the widest instructions of any maker's processor, as the MKL inside PyTorch does not; the rest is PyTorch's product.
     """
     chosen = resolve("linear", backend, LINEAR_BACKENDS, x.device)
     if x.shape[-1] != w.shape[1]:
