@@ -314,8 +314,8 @@ def main() -> None:
         images, _ = straightforward_pathfinder(0, 0, 1, size)
         if not np.array_equal(images, pathfinder.generate(0, 0, 1, size).images):
             raise SystemExit(f"the two forms of pathfinder-{size} differ")
-        row = {"data": f"pathfinder-{size}", "compile_s": compiling, "fast_per_s": fast, "straightforward_per_s": slow}
-        rows.append(row)
+        name = f"pathfinder-{size}"
+        rows.append({"data": name, "compile_s": compiling, "fast_per_s": fast, "straightforward_per_s": slow})
     print(f"{'data':16}{'compile s':>10}{'fast /s':>12}{'plain /s':>12}{'ratio':>10}")
     for row in rows:
         row["ratio"] = row["fast_per_s"] / row["straightforward_per_s"]
