@@ -250,6 +250,7 @@ def test_golden_convolutions(vectors: Callable[[str], dict[str, Any]], backend: 
     ("change", "says"),
     [
         ({"u": torch.ones(2, 4)}, r"\(batch, H, L\)"),
+        ({"u": torch.ones(1, 2, 0)}, "none of them 0"),
         ({"k": torch.ones(3, 4)}, r"k of shape \(2, taps"),
         ({"k": torch.ones(2, 0)}, "taps >= 1"),
         ({"k_reverse": torch.ones(1, 4)}, "k_reverse of shape"),

@@ -166,6 +166,7 @@ def test_gradcheck(shape: tuple[int, ...]) -> None:
     ("a", "b", "initial", "says"),
     [
         (torch.ones(3), torch.ones(4, 3), None, r"\(batch, L, N\)"),
+        (torch.ones(3), torch.ones(1, 0, 3), None, "none of them 0"),
         (torch.ones(2), torch.ones(1, 4, 3), None, "broadcasts to b"),
         (torch.ones(2, 4, 3), torch.ones(1, 4, 3), None, "broadcasts to b"),
         (torch.ones(3), torch.ones(1, 4, 3), torch.ones(3), "initial state"),

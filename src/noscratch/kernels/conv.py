@@ -61,8 +61,8 @@ def long_conv(
 
 
 def _check(u: Tensor, k: Tensor, D: Tensor | None, k_reverse: Tensor | None, reverse_offset: int) -> tuple[int, int]:
-    if u.ndim != 3:
-        raise KernelError(f"long_conv takes u of shape (batch, H, L); got {tuple(u.shape)}.")
+    if u.ndim != 3 or not u.numel():
+        raise KernelError(f"long_conv takes u of shape (batch, H, L), none of them 0; got {tuple(u.shape)}.")
     H, L = u.shape[1:]
     if reverse_offset not in (0, 1):
         raise KernelError(f"reverse_offset is 0 (same position) or 1 (next position); got {reverse_offset}.")
@@ -129,7 +129,7 @@ class _CircularConv(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 saved.append(U)
         ctx.save_for_backward(spectrum, *saved)
-        ctx.n, ctx.taps, ctx.dtype, ctx.u_dtype = n, kernel.shape[-1], kernel.dtype, u.dtype
+        ctx.n, ctx.taps, ctx.dtype = n, kernel.shape[-1], kernel.dtype
         return y
 
     @staticmethod

@@ -24,8 +24,8 @@ def linear_scan(a: Tensor, b: Tensor, *, initial: Tensor | None = None, backend:
     initial (batch, N). Returns all states, (batch, L, N). Raises KernelError for shapes that do not fit.
     """
     chosen = resolve("linear_scan", backend, LINEAR_SCAN_BACKENDS, b.device)
-    if b.ndim != 3:
-        raise KernelError(f"linear_scan takes b of shape (batch, L, N); got {tuple(b.shape)}.")
+    if b.ndim != 3 or not b.numel():
+        raise KernelError(f"linear_scan takes b of shape (batch, L, N), none of them 0; got {tuple(b.shape)}.")
     if initial is not None and initial.shape != (b.shape[0], b.shape[2]):
         raise KernelError(f"The initial state has shape {(b.shape[0], b.shape[2])}; got {tuple(initial.shape)}.")
     dtype = torch.promote_types(a.dtype, b.dtype)
