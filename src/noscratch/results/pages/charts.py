@@ -69,7 +69,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
 
 def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, float | None, float | None, int]]) -> Html:
     """One line per row: (label, mean, low, high, n). A hollow dot has one seed and no interval."""
-    row_height, top, bottom, left, right, width = 26.0, 10.0, 30.0, 176.0, 26.0, 560.0
+    row_height, top, bottom, left, right, width = 36.0, 6.0, 26.0, 20.0, 20.0, 440.0
     height = top + bottom + row_height * len(rows)
     least, most = BOUNDS.get(metric, (-math.inf, math.inf))
     edges = [
@@ -85,8 +85,8 @@ def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, flo
         parts.append(_line(across(x), top, across(x), height - bottom, "ns-grid"))
         parts.append(_label(across(x), height - bottom + 17, _tick(x, metric), "middle"))
     for index, (label, mean, low, high, n) in enumerate(rows):
-        y = top + row_height * (index + 0.5)
-        parts.append(_label(left - 12, y + 4, label, "end", "ns-row-label"))
+        y = top + row_height * (index + 0.66)
+        parts.append(_label(2, y - 11, label, "start", "ns-row-label"))
         if low is not None and high is not None:
             parts.append(_line(across(max(low, least)), y, across(min(high, most)), y, "ns-interval"))
             parts.append(_end(across(max(low, least)), y, -1 if low < least else 0))
