@@ -117,6 +117,23 @@ class StateSpace(Convolution):
         return y, (x, *system)
 
 
+class ConjugatePairs(StateSpace):
+    """A state space that keeps one of each conjugate pair: a step dt (H,) per head, `systems` copies of A (N',)."""
+
+    def __init__(
+        self, heads: int, systems: int, A: Tensor, dt: tuple[float, float], causal: bool, backend: str
+    ) -> None:
+        super().__init__(heads, len(A), math.sqrt(0.5), causal, backend)
+        self.log_dt = nn.Parameter(log_uniform(*dt, heads))
+        # Re A = -exp(log_decay) stays negative while it is trained (arXiv 2206.11893, section 3.4).
+        self.log_decay = nn.Parameter(torch.log(-A.real).float().repeat(systems, 1))
+        self.frequency = nn.Parameter(A.imag.float().repeat(systems, 1))
+
+    def eigenvalues(self) -> Tensor:
+        """A (systems, N')."""
+        return torch.complex(-self.log_decay.exp(), self.frequency)
+
+
 def check(config: Any) -> None:
     """The rules of every Config: a choice is one of those that its type names, dropout is in [0, 1)."""
     for name, kind in get_type_hints(type(config)).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,12 +10,11 @@ from torch import Tensor, nn
 
 from noscratch.backbones import parallel, recurrent, require
 from noscratch.backbones._block import (
+    ConjugatePairs,
     MixerBlock,
-    StateSpace,
     check,
     check_pairs,
     check_steps,
-    log_uniform,
     own_rate,
     randomize,
 )
@@ -61,20 +59,16 @@ def build(config: Config, d_model: int, max_length: int, causal: bool, backend: 
     return MixerBlock(S4(config, d_model, causal, backend), d_model, config.norm, config.dropout)
 
 
-class S4(StateSpace):
+class S4(ConjugatePairs):
     """x' = (Lambda - P P^*) x + B u, y = 2 Re(C x) + D u in each head, bilinear. C is the true C, at every length."""
 
     forms: ClassVar = {"s4_kernel": ssm.KERNEL_BACKENDS, "long_conv": conv.LONG_CONV_BACKENDS}
     advance = staticmethod(ssm.s4_step)
 
     def __init__(self, config: Config, heads: int, causal: bool, backend: str) -> None:
-        super().__init__(heads, config.d_state // 2, math.sqrt(0.5), causal, backend)
-        systems, legs = config.n_ssm or heads, ssm.hippo_legs(config.d_state)
+        legs, systems = ssm.hippo_legs(config.d_state), config.n_ssm or heads
+        super().__init__(heads, systems, legs.Lambda, (config.dt_min, config.dt_max), causal, backend)
         self.sharing = heads // systems
-        self.log_dt = nn.Parameter(log_uniform(config.dt_min, config.dt_max, heads))
-        # Re Lambda = -exp(log_decay) stays negative while it is trained.
-        self.log_decay = nn.Parameter(torch.log(-legs.Lambda.real).float().repeat(systems, 1))
-        self.frequency = nn.Parameter(legs.Lambda.imag.float().repeat(systems, 1))
         self.P = nn.Parameter(torch.view_as_real(legs.P_t).float().repeat(systems, 1, 1))
         self.B = nn.Parameter(torch.view_as_real(legs.B_t).float().repeat(systems, 1, 1))
         if config.init == "random":
@@ -89,7 +83,6 @@ class S4(StateSpace):
 
     def system(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dt (H,), Lambda (H, N/2), P (1, H, N/2), B (H, N/2)."""
-        Lambda = torch.complex(-self.log_decay.exp(), self.frequency)
-        shared = (Lambda, torch.view_as_complex(self.P), torch.view_as_complex(self.B))
+        shared = (self.eigenvalues(), torch.view_as_complex(self.P), torch.view_as_complex(self.B))
         Lambda, P, B = (part.repeat(self.sharing, 1) for part in shared)
         return self.log_dt.exp(), Lambda, P.unsqueeze(0), B

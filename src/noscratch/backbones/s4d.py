@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 
 from noscratch.backbones import parallel, recurrent
 from noscratch.backbones._block import (
+    ConjugatePairs,
     MixerBlock,
-    StateSpace,
     check,
     check_pairs,
     check_steps,
     eigenvalues,
-    log_uniform,
     own_rate,
     randomize,
 )
@@ -60,20 +58,16 @@ def build(config: Config, d_model: int, max_length: int, causal: bool, backend: 
     return MixerBlock(S4D(config, d_model, causal, backend), d_model, config.norm, config.dropout)
 
 
-class S4D(StateSpace):
+class S4D(ConjugatePairs):
     """x' = A x + B u, y = 2 Re(C x) + D u in each head."""
 
     forms: ClassVar = {"s4d_kernel": ssm.KERNEL_BACKENDS, "long_conv": conv.LONG_CONV_BACKENDS}
     advance = staticmethod(ssm.s4d_step)
 
     def __init__(self, config: Config, heads: int, causal: bool, backend: str) -> None:
-        super().__init__(heads, config.d_state // 2, math.sqrt(0.5), causal, backend)
-        self.config = config
-        A = eigenvalues(config.init, config.d_state)
-        self.log_dt = nn.Parameter(log_uniform(config.dt_min, config.dt_max, heads))
-        # Re A = -exp(log_decay) stays negative while it is trained (section 3.4).
-        self.log_decay = nn.Parameter(torch.log(-A.real).float().repeat(heads, 1))
-        self.frequency = nn.Parameter(A.imag.float().repeat(heads, 1))
+        A, dt = eigenvalues(config.init, config.d_state), (config.dt_min, config.dt_max)
+        super().__init__(heads, heads, A, dt, causal, backend)
+        self.discretization = config.discretization
         B = torch.view_as_real(torch.ones(heads, config.d_state // 2, dtype=torch.complex64))
         if config.train_b:
             self.B = nn.Parameter(B)
@@ -85,12 +79,11 @@ class S4D(StateSpace):
 
     def kernel(self, length: int) -> Tensor:
         C = torch.view_as_complex(self.C)
-        return ssm.s4d_kernel(*self.system(), C, length, self.config.discretization, backend=self.backend)
+        return ssm.s4d_kernel(*self.system(), C, length, self.discretization, backend=self.backend)
 
     def recurrence(self) -> tuple[Tensor, ...]:
-        return ssm.discretize(*self.system(), self.config.discretization)
+        return ssm.discretize(*self.system(), self.discretization)
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """dt (H,), A (H, N/2), B (H, N/2)."""
-        A = torch.complex(-self.log_decay.exp(), self.frequency)
-        return self.log_dt.exp(), A, torch.view_as_complex(self.B)
+        return self.log_dt.exp(), self.eigenvalues(), torch.view_as_complex(self.B)
