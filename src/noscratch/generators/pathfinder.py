@@ -373,20 +373,6 @@ def _seed_targets(state: np.ndarray, t: Tables, size: int, targets: np.ndarray) 
 
 
 @njit(nogil=True)
-def _grow_targets(state: np.ndarray, t: Tables, occupied: np.ndarray, targets: np.ndarray) -> bool:
-    """Both target snakes, a paddle each in turn; False as soon as one is stuck."""
-    if not _seed_targets(state, t, occupied.shape[0], targets):
-        return False
-    for step in range(2, 2 * targets.shape[1]):
-        if not _extend(state, t, occupied, targets[step % 2], step // 2):
-            return False
-    # Only the second snake's last paddle becomes an obstacle to the distractors.
-    last = targets[1, -1]
-    _stamp(occupied, t.areas[last[2]], last[0], last[1])
-    return True
-
-
-@njit(nogil=True)
 def _is_free(occupied: np.ndarray, feet: np.ndarray, y: Int, x: Int) -> bool:
     for f in range(len(feet)):
         row = y + feet[f, 0]
@@ -423,22 +409,37 @@ def _free_tail(state: np.ndarray, occupied: np.ndarray, feet: np.ndarray) -> np.
 
 
 @njit(nogil=True)
-def _grow_distractor(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarray) -> bool:
-    """One distractor snake; False when it is stuck, whatever it occupied by then."""
+def _seed_distractor(state: np.ndarray, t: Tables, occupied: np.ndarray, snakes: np.ndarray) -> bool:
+    """The first paddle of a distractor snake, anywhere on free ground."""
     size = occupied.shape[0]
     for _ in range(PADDLE_TRIALS):
         degree = below(state, 360)
         tail = _free_tail(state, occupied, t.feet[degree]) if t.sound[degree] else np.int64(-1)
         if tail < 0:
             return False
-        if _seed(t, tail // size, tail % size, degree, snake, size):
-            for n in range(1, len(snake)):
-                if not _extend(state, t, occupied, snake, n):
-                    return False
-            last = snake[-1]
-            _stamp(occupied, t.areas[last[2]], last[0], last[1])
+        if _seed(t, tail // size, tail % size, degree, snakes[0], size):
             return True
     return False
+
+
+@njit(nogil=True)
+def _grow(state: np.ndarray, t: Tables, occupied: np.ndarray, snakes: np.ndarray) -> bool:
+    """Grow seeded snakes, a paddle each in turn; False as soon as one is stuck, whatever they occupied by then."""
+    count = len(snakes)
+    for step in range(count, count * snakes.shape[1]):
+        if not _extend(state, t, occupied, snakes[step % count], step // count):
+            return False
+    # Of the last paddles only the last snake's becomes an obstacle.
+    y, x, direction = snakes[-1, -1, 0], snakes[-1, -1, 1], snakes[-1, -1, 2]
+    _stamp(occupied, t.areas[direction], y, x)
+    return True
+
+
+@njit(nogil=True)
+def _draw(layer: np.ndarray, t: Tables, snakes: np.ndarray) -> None:
+    for k in range(len(snakes)):
+        for n in range(snakes.shape[1]):
+            _stamp(layer, t.lines[snakes[k, n, 2]], snakes[k, n, 0], snakes[k, n, 1])
 
 
 @njit(nogil=True)
@@ -470,7 +471,7 @@ def _fill(
     occupied = np.empty_like(empty)
     before = np.empty_like(empty)
     targets = np.empty((2, CONTOUR_LENGTH, 5), np.int64)
-    snake = np.empty((DISTRACTOR_LENGTH, 5), np.int64)
+    snake = np.empty((1, DISTRACTOR_LENGTH, 5), np.int64)
     for i in range(len(labels)):
         state = stream(seed, np.uint64(start + i))
         label = below(state, 2)
@@ -479,14 +480,14 @@ def _fill(
         labels[i] = label
         margins[i] = margin
         _copy(empty, occupied)
-        while not _grow_targets(state, t, occupied, targets):
+        while not (_seed_targets(state, t, size, targets) and _grow(state, t, occupied, targets)):
             _copy(empty, occupied)
+        _draw(layers[i, 0], t, targets)
         for _ in range(distractors):
             for _ in range(SNAKE_TRIALS):
                 _copy(occupied, before)
-                if _grow_distractor(state, t, occupied, snake):
-                    for n in range(DISTRACTOR_LENGTH):
-                        _stamp(layers[i, 1], t.lines[snake[n, 2]], snake[n, 0], snake[n, 1])
+                if _seed_distractor(state, t, occupied, snake) and _grow(state, t, occupied, snake):
+                    _draw(layers[i, 1], t, snake)
                     break
                 _copy(before, occupied)
         origin = below(state, 2)
@@ -499,7 +500,6 @@ def _fill(
             _stamp(layers[i, 2], discs[_place(y, reach, size), _place(x, reach, size)], y, x)
             for n in range(CONTOUR_LENGTH):
                 y, x, direction = targets[k, n, 0], targets[k, n, 1], targets[k, n, 2]
-                _stamp(layers[i, 0], t.lines[direction], y, x)
                 middle = 0 if n == 0 else 2  # a seed's stamp has its tail in the middle, any other its head
                 paddles[i, k, n, middle] = y
                 paddles[i, k, n, middle + 1] = x
