@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from noscratch import backbones, data, flops, model, objectives, train
+from noscratch import backbones, data, flops, model, objectives, optim, train
 from noscratch.checkpoint import CheckpointError
 from noscratch.errors import NoscratchError
 from tolerances import assert_close, tolerance
@@ -100,6 +100,64 @@ def test_training_learns(tmp_path: Path, prepared: Path) -> None:
     losses = [value for _, split, metric, value in curve(tmp_path / "run") if (split, metric) == ("train", "loss")]
     assert losses[-1] < 0.5 * losses[0]
     assert result["metrics"]["test"]["accuracy"] > 0.6
+
+
+# One step
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, dict[str, torch.Tensor]]]:
+    """What each step of a run gives to the optimizer, factor and gradients; the weights stay where they are."""
+    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+
+    def record(optimizer: optim.AdamW, factor: float) -> None:
+        everything = {name: value for group in optimizer.groups for name, value in group.parameters.items()}
+        found.append((factor, {name: value.grad.clone() for name, value in everything.items()}))
+        for value in everything.values():
+            value.grad = None
+
+    monkeypatch.setattr(optim.AdamW, "step", record)
+    return found
+
+
+@pytest.mark.parametrize("objective", ["classify", "causal"])
+def test_every_example_weighs_the_same_in_an_epoch_of_unequal_batches(
+    tmp_path: Path, prepared: Path, steps: list[tuple[float, dict[str, torch.Tensor]]], objective: str
+) -> None:
+    lengths = data.Split(prepared, "train").lengths
+    batches = len(data.epoch_batches(lengths, 256, 0, 0))
+    phase, protocol = ("finetune", "scratch") if objective == "classify" else ("pretrain", "spt-causal")
+    for batch_tokens, number in ((256, batches), (10**6, 1)):
+        changes = {"steps": number, "batch_tokens": batch_tokens, "dropout": 0.0, "clip": 0.0, "protocol": protocol}
+        run(tmp_path, tiny.settings(phase, objective, **changes), prepared, str(number))
+    assert len(steps) == batches + 1
+    assert batches > 3
+    for name, whole in steps[-1][1].items():
+        mean = torch.stack([gradients[name] for _, gradients in steps[:-1]]).mean(0)
+        # Next-element prediction weighs a batch by its real tokens, of which one per sequence predicts nothing.
+        assert_close(mean, whole, 1e-4 if objective == "classify" else 0.1, what=name)
+
+
+def test_steps_are_clipped_and_scheduled(
+    tmp_path: Path, prepared: Path, steps: list[tuple[float, dict[str, torch.Tensor]]]
+) -> None:
+    run(tmp_path, tiny.settings(clip=0.05), prepared, "clipped")
+    assert [factor for factor, _ in steps] == [optim.factor(step, 12, 2, "cosine") for step in range(12)]
+    norms = [torch.stack([value.norm() for value in gradients.values()]).norm() for _, gradients in steps]
+    assert max(norms) == pytest.approx(0.05, rel=1e-3)
+    run(tmp_path, tiny.settings(clip=0.0), prepared, "free")
+    free = [torch.stack([value.norm() for value in gradients.values()]).norm() for _, gradients in steps[12:]]
+    assert max(free) > 0.06
+
+
+def test_dropout_differs_from_step_to_step(
+    tmp_path: Path, prepared: Path, steps: list[tuple[float, dict[str, torch.Tensor]]]
+) -> None:
+    for dropout in (0.0, 0.2):
+        run(tmp_path, tiny.settings(steps=2, batch_tokens=10**6, dropout=dropout), prepared, str(dropout))
+    first, second, dropped, other = (gradients["norm.weight"] for _, gradients in steps)
+    assert_close(second, first, 1e-4)
+    assert (other - dropped).abs().max() > 0.01 * dropped.abs().max()
 
 
 # What is read, and when
