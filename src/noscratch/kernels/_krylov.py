@@ -5,8 +5,8 @@ Two levels: with l = a M + b, K = Y X of rows Y_a = c T^{aM} and columns X_b = T
 - Columns, and T^M, come from tables of powers of D alone. The outputs w_i = Re(V . T^i x) of the correction obey the
   convolution w_i = Re(V . D^i x) + sum_{j<i} h_{i-1-j} w_j with h_k = Re(V . D^k U): a triangular Toeplitz solve of r M
   rows. Then T^i x = D^i x + sum_{j<i} D^{i-1-j} U w_j.
-- Rows come by doubling from E = T^M: Y <- [Y, Y E], E <- E E. Each squaring doubles the error of E, so all but the
-  last few are done in float64. What rounds once (products with X and Y) is done in the dtype of the result.
+- Rows come by doubling from E = T^M, Y <- [Y, Y E] and E <- E E, until STEPS products with one E give all. Errors of E
+  add up in T^{aM}: this is done in float64, and rounded only for the last product, K = Y X.
 
 A state is complex (n) or, its parts interleaved, real (2 n); the functional Re(f . x) is a real dot product with the
 view of conj(f). Kept for the backward pass: X, Y and log2(L / M) matrices E, of (2 n)^2 values per head each.
@@ -23,8 +23,8 @@ from torch.nn.functional import pad
 
 from noscratch.kernels._vandermonde import blocks, complex_view, powers, real_view
 
-LAST = 3  # squarings in the dtype of the result: their errors are at most quadrupled
-ROWS = 32  # r M at most: the solve grows with its square; halving it costs one more squaring of E
+STEPS = 64  # a squaring of E costs as much as a product of E with 2 n rows, and two more in the backward pass
+ROWS = 32  # r M at most: the triangular solve grows with its square, the number of rows Y falls with it
 
 
 class _Tables(NamedTuple):
@@ -105,17 +105,20 @@ class _Krylov(torch.autograd.Function):
         E = t.tu.mT @ outputs
         DM = t.powers[:, -1] * D
         _diagonal(E).add_(torch.stack((DM.real, -DM.imag, DM.imag, DM.real), 1).view(H, 2, 2, n))
-        Y = real_view(c.conj().resolve_conj()).to(dtype)
+        Y = real_view(c.conj().resolve_conj())
         steps: list[Tensor] = []
-        levels = (A - 1).bit_length()
-        while Y.shape[1] < A * R:
-            if steps:
-                E = E @ E
-            steps.append(E.to(dtype))
-            if len(steps) >= levels - LAST:
-                E = steps[-1]
-            Y = torch.cat((Y, Y[:, : A * R - Y.shape[1]] @ steps[-1]), 1)
-        ctx.save_for_backward(D, b, U, V, X, Y, system.to(dtype), solution.to(dtype), *steps)
+        while STEPS * Y.shape[1] < A * R:
+            steps.append(E)
+            Y = torch.cat((Y, Y @ E), 1)
+            E = E @ E
+        if Y.shape[1] < A * R:
+            steps.append(E)
+            pieces = [Y]
+            for left in range(A * R - Y.shape[1], 0, -Y.shape[1]):
+                pieces.append(pieces[-1][:, :left] @ E)
+            Y = torch.cat(pieces, 1)
+        Y = Y.to(dtype)
+        ctx.save_for_backward(D, b, U, V, X, Y, system.to(dtype), solution.to(dtype), *(E.to(dtype) for E in steps))
         ctx.R, ctx.M = R, M
         return (Y @ X.mT).view(H, A, R, M).transpose(1, 2).reshape(H, R, A * M)[..., :length]
 
@@ -131,12 +134,13 @@ class _Krylov(torch.autograd.Function):
         dE = None
         for level in range(len(steps) - 1, -1, -1):
             E = steps[level]
-            rows = R << level
-            upper = dY[:, rows : 2 * rows]  # fewer at the last level, where A is not a power of two
-            below = dY[:, : upper.shape[1]]
-            from_rows = Y[:, : upper.shape[1]].mT @ upper
+            size = R << level
+            end = 2 * size if dE is not None else dY.shape[1]
+            for start in range((end - 1) // size * size, 0, -size):
+                piece = dY[:, start : min(start + size, end)]
+                dY[:, start - size : start - size + piece.shape[1]] += piece @ E.mT
+            from_rows = Y[:, : end - size].mT @ dY[:, size:end]
             dE = from_rows if dE is None else from_rows.baddbmm_(dE, E.mT).baddbmm_(E.mT, dE)
-            below += upper @ E.mT
         dc = complex_view(dY[:, :R]).conj()
 
         t = _tables(D, b, U, V, M, X.dtype.to_complex())
