@@ -364,6 +364,43 @@ def test_gradcheck(kernel: str, shapes: dict[str, tuple[int, ...]], L: int, monk
     assert torch.autograd.gradcheck(system.call, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_float32_keeps_its_digits_at_length(kernel: str) -> None:
+    """Undamped modes and a prime length: a phase l dt Im A taken in float32 would be wrong by 1e-3."""
+    L, H, n = 4099, 2, 4
+    generator = torch.Generator().manual_seed(0)
+    B, C, P = torch.randn(3, H, n, dtype=torch.complex64, generator=generator)
+    A = torch.complex(torch.full((n,), -1e-6), 1 + 10.0 * torch.arange(n))
+    dt = torch.tensor([0.05, 0.3])
+    if kernel == "dlr":
+        parameters = (torch.full((n,), 1e-4), 0.3 + torch.arange(n), C)
+    elif kernel == "s4":
+        parameters = (dt, A, P[None], B, C)
+    elif kernel == "dss-softmax":
+        parameters = (dt, A + torch.tensor([-0.1, 0.1, -2.0, 2.0]), C)
+    else:
+        parameters = (dt, A, B, C) if kernel.startswith("s4d") else (dt, A, C)
+    system = System(kernel, parameters, L)
+    assert_close(system.call(), system.exact(), tolerance(torch.float32, L), system.majorant())
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 2), (2, 64), (8, 3), (64, 2)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_blocking_changes_nothing(rank: int, rows: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_krylov, "ROWS", rows)
+    monkeypatch.setattr(_krylov, "STEPS", steps)
+    generator = torch.Generator().manual_seed(rank)
+    A, B, C = torch.randn(3, 2, 3, dtype=torch.complex128, generator=generator)
+    P = torch.randn(rank, 2, 3, dtype=torch.complex128, generator=generator)
+    dt = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    system = System("s4", (dt, torch.complex(-A.real.abs(), A.imag), P, B, C), 137)
+    g = torch.randn(2, system.L, dtype=torch.float64, generator=generator)
+    got = run(system.call, system.parameters, g)
+    want = run(lambda *p: system.call(*p, backend="reference"), system.parameters, g)
+    for x, y in zip(got, want, strict=True):
+        assert_close(x, y, system.bound())
+
+
 @pytest.mark.parametrize(("kernel", "L"), [("s4d-zoh", 4096), ("dss-softmax", 4096), ("dlr", 1024), ("s4", 4096)])
 def test_nothing_of_the_size_of_all_states_is_kept(kernel: str, L: int) -> None:
     H, n = 2, 256 if kernel == "dlr" else 32
