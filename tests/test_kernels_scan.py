@@ -152,6 +152,17 @@ def test_stability(x: tuple[Tensor, ...], backend: str) -> None:
     assert states.abs().max().item() <= entered(b, initial) * (1 + stepped(a, b.shape[1]))
 
 
+@given(own.lengths(3000, 1000), own.seeds())
+def test_errors_do_not_grow_with_length(L: int, seed: int) -> None:
+    """Without decay a product of L rounded factors is off by L eps; here only about sqrt(L) of them are rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.polar(torch.ones(4), torch.rand(4, generator=generator))
+    a = a / a.abs().clamp(min=1)
+    b = torch.randn(1, L, 4, generator=generator, dtype=torch.complex64)
+    want = linear_scan(wide(a), wide(b))
+    assert_close(linear_scan(a, b), want, tolerance(torch.float32, L, condition=2))
+
+
 @pytest.mark.parametrize("shape", [(3,), (7, 3), (2, 7, 3), (2, 1, 3), (7, 1), (1,)])
 def test_gradcheck(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)

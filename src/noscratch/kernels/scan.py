@@ -77,26 +77,34 @@ def _blocked_scan(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
     """x_t = a_t x_{t-1} + b_t, or x_t = a_t x_{t+1} + b_t if `reverse`, in blocks of about sqrt(L) positions.
 
     All blocks advance together from 0, in place; then the last state of each block is carried to the next; then every
-    other position takes what its block was handed, times the product of the coefficients up to there.
+    position takes what its block was handed, times the product of the coefficients up to there. What is carried far,
+    and products that all blocks share, are in double precision: their errors would add up over the whole length.
     """
     batch, L, N = b.shape
     width = math.isqrt(L)
     blocks = -(-L // width)
+    wide = torch.promote_types(b.dtype, torch.float64)
     x = _in_blocks(b, blocks, width)
-    a = a.unsqueeze(1).expand(-1, 1, width, -1) if a.shape[1] == 1 else _in_blocks(a, blocks, width)
-    products = a.clone(memory_format=torch.contiguous_format)
+    if a.shape[1] == 1:
+        a = a.unsqueeze(1).expand(-1, 1, width, -1)
+        products = a.to(wide, memory_format=torch.contiguous_format, copy=True)
+    else:
+        a = _in_blocks(a, blocks, width)
+        products = a.clone()
     rows = range(width)[::-1] if reverse else range(width)
     for before, row in itertools.pairwise(rows):
         x[:, :, row].addcmul_(a[:, :, row], x[:, :, before])
         products[:, :, row].mul_(products[:, :, before])
-    products = products.expand(-1, blocks, -1, -1)
-    order = range(blocks)[::-1] if reverse else range(blocks)
     last = rows[-1]
-    for before, block in itertools.pairwise(order):
-        x[:, block, last].addcmul_(products[:, block, last], x[:, before, last])
+    carried = x[:, :, last].to(wide)
+    factors = products[:, :, last].to(wide).expand(-1, blocks, -1)
+    for before, block in itertools.pairwise(range(blocks)[::-1] if reverse else range(blocks)):
+        carried[:, block].addcmul_(factors[:, block], carried[:, before])
+    x[:, :, last] = carried
     early, late = slice(None, -1), slice(1, None)
     handing, receiving, inner = (late, early, late) if reverse else (early, late, early)
-    x[:, receiving, inner].addcmul_(products[:, receiving, inner], x[:, handing, last, None])
+    taken = products.to(x.dtype).expand(-1, blocks, -1, -1)[:, receiving, inner]
+    x[:, receiving, inner].addcmul_(taken, carried[:, handing].unsqueeze(2).to(x.dtype))
     return x.view(batch, blocks * width, N)[:, :L]
 
 
