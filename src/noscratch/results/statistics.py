@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
@@ -64,8 +64,8 @@ def interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float
     """The two-sided t interval."""
     if estimate.error == 0:
         return estimate.value, estimate.value
-    low, high = stats.t.interval(confidence, estimate.freedom, loc=estimate.value, scale=estimate.error)
-    return float(low), float(high)
+    half = float(special.stdtrit(estimate.freedom, (1 + confidence) / 2)) * estimate.error
+    return estimate.value - half, estimate.value + half
 
 
 def region(estimate: Estimate, low: float, high: float) -> tuple[float, float]:
@@ -100,7 +100,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _one_sided(estimate: Estimate, edge: float, below: bool = False) -> float:
     """The one-sided p-value for "the true value is above (below) `edge`"."""
     t = (estimate.value - edge) / estimate.error
-    return float(stats.t.sf(-t if below else t, estimate.freedom))
+    return float(special.stdtr(estimate.freedom, t if below else -t))
 
 
 def _checked(sample: Sequence[float]) -> np.ndarray:
