@@ -394,7 +394,8 @@ def _structured_cases() -> list[Case]:
 
 
 def _ssm_cases() -> list[Case]:
-    L, LONG = 21, 150  # LONG passes the first block of every two-level form
+    # LONG passes the first block of every two-level form, LONGEST also the length at which S4 begins to square
+    L, LONG, LONGEST = 21, 150, 2100
     dt = _values(0.0625, 0.5)
     A = torch.complex(_values([-0.5, -0.25, -2.0], [-0.5, -0.125, -1.0]), _values([0.0, 3.0, -7.0], [1.0, 2.0, -3.0]))
     B, C, W = _complex(51, 2, 3), _complex(52, 2, 3), _complex(53, 2, 3)
@@ -443,11 +444,9 @@ def _ssm_cases() -> list[Case]:
     def s4(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, length: int = L) -> Tensor:
         Abar, x = s4_dense(dt, Lambda, P, B)
         c = torch.cat([C, C.conj()], dim=-1)
-        taps = []
-        for _ in range(length):
-            taps.append((c * x[..., 0]).sum(-1).real)
-            x = Abar @ x
-        return torch.stack(taps, dim=-1)
+        while x.shape[-1] < length:
+            x, Abar = torch.cat([x, Abar @ x], dim=-1), Abar @ Abar
+        return (c[:, None] @ x)[:, 0, :length].real
 
     def filtered(K: Tensor, u: Tensor, D: Tensor) -> Tensor:
         y = D[:, None] * u
@@ -533,6 +532,9 @@ def _ssm_cases() -> list[Case]:
         case("s4_kernel", "rank 1", (dt, A, P1, B, C), (L,), s4),
         case("s4_kernel", "rank 2", (dt, A, P2, B, C), (L,), s4),
         case("s4_kernel", "long", (dt, A, P1, B, C), (LONG,), partial(s4, length=LONG), LONG),
+        case("s4_kernel", "longest", (dt, A, P1, B, C), (LONGEST,), partial(s4, length=LONGEST), LONGEST)._replace(
+            backends=("fast",)
+        ),
         step_case(
             "s4d_step",
             (dt, A, B, C, u, D),
