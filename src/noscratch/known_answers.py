@@ -394,13 +394,12 @@ def _structured_cases() -> list[Case]:
 
 
 def _ssm_cases() -> list[Case]:
-    # LONG passes the first block of every two-level form, LONGEST also the length at which S4 begins to square
-    L, LONG, LONGEST = 21, 150, 2100
+    L, LONG = 21, 150  # LONG passes the first block of every two-level form, with P8 also the first squaring of S4
     dt = _values(0.0625, 0.5)
     A = torch.complex(_values([-0.5, -0.25, -2.0], [-0.5, -0.125, -1.0]), _values([0.0, 3.0, -7.0], [1.0, 2.0, -3.0]))
     B, C, W = _complex(51, 2, 3), _complex(52, 2, 3), _complex(53, 2, 3)
     u, D = _real(54, 2, 2, L), _real(55, 2)
-    P1, P2 = _complex(56, 1, 2, 3), _complex(57, 2, 2, 3)
+    P1, P2, P8 = _complex(56, 1, 2, 3), _complex(57, 2, 2, 3), 0.25 * _complex(58, 8, 2, 3)
     slow = _values(0.0, 0.0625, 0.125)
     right = torch.complex(_values(-0.5, 0.25, 0.75), _values(3.0, 1.0, -2.0))
 
@@ -532,9 +531,9 @@ def _ssm_cases() -> list[Case]:
         case("s4_kernel", "rank 1", (dt, A, P1, B, C), (L,), s4),
         case("s4_kernel", "rank 2", (dt, A, P2, B, C), (L,), s4),
         case("s4_kernel", "long", (dt, A, P1, B, C), (LONG,), partial(s4, length=LONG), LONG),
-        case("s4_kernel", "longest", (dt, A, P1, B, C), (LONGEST,), partial(s4, length=LONGEST), LONGEST)._replace(
-            backends=("fast",)
-        ),
+        case(
+            "s4_kernel", "rank 8, long", (dt, A, P8, B, C), (4 * LONG,), partial(s4, length=4 * LONG), 4 * LONG
+        )._replace(backends=tuple(backend for backend in ssm.KERNEL_BACKENDS if backend != "reference")),
         step_case(
             "s4d_step",
             (dt, A, B, C, u, D),
