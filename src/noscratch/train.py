@@ -358,7 +358,7 @@ def _training_flops(model: Model, train: Split, state: State, device: torch.devi
 
 def _diverged(state: State, out: Path, what: str) -> Diverged:
     _write_curve(out, state)
-    return Diverged(state.step, what)
+    return Diverged(state.step + 1, what)
 
 
 def _write_curve(out: Path, state: State) -> None:
