@@ -48,7 +48,7 @@ def test_outside_a_checkout(checkout: Checkout, tmp_path: Path) -> None:
     [
         (["run", "0123456789ab"], "has no job '0123456789ab'"),
         (["view", "rwa"], "The views are raw, prepared, runs; got 'rwa'"),
-        (["commit"], "DVC records only views of the present plan; data/raw is not there"),
+        (["commit"], "DVC records only views of the present plan"),
         (["collect"], "record"),
     ],
 )

@@ -266,13 +266,15 @@ def commit() -> None:
         return  # inside `dvc repro`, which records its stages itself
     store, the_plan = _checkout()
     records = availability.blocked_records(store, the_plan)
+    unfinished = [job.name for job in the_plan.jobs.values() if not store.has(job) and job.address not in records]
+    wrong = f"{unfinished[0]} has not been run" if unfinished else None
     for name in VIEWS:
-        wrong = difference(store.data / name, expected(store, the_plan, name, records))
-        if wrong:
-            raise NoscratchError(
-                f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, "
-                f"which ends with this command."
-            )
+        wrong = wrong or difference(store.data / name, expected(store, the_plan, name, records))
+    if wrong:
+        raise NoscratchError(
+            f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, which ends "
+            "with this command."
+        )
     done = subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=False)
     if done.returncode:
         raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
