@@ -79,6 +79,16 @@ claims:
     values: {pathfinder: 58.0}
     seeds: 2
     tier: mini
+  - id: spt-sources
+    version: 1
+    statement: Text and table give two means.
+    where: Table 1 and section 4
+    source: P1text
+    status: S1
+    kind: conflict
+    unit: percent
+    test: {rule: disagree, margin: 0.0, why: one number is printed twice}
+    readings: {mean: {"P1text, table": 86.2, "P1text, section 4": 86.1}}
   - id: spt-image
     version: 1
     statement: S4 from scratch reaches 88.65 on sequential images.

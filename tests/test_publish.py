@@ -54,9 +54,8 @@ def test_every_thing_has_its_page(root: Path) -> None:
     assert sum(name.startswith("runs/") for name in written) == len(runs)
     assert {f"tasks/{name}.md" for name in ("index", "cola", "listops", "pathfinder")} <= written
     assert {f"backbones/{name}.md" for name in ("index", "s4d", "transformer")} <= written
-    assert {
-        f"claims/{name}.md" for name in ("spt-gain", "spt-s4d", "spt-cola", "spt-pathfinder", "spt-image")
-    } <= written
+    claims = ("gain", "s4d", "cola", "pathfinder", "image", "sources")
+    assert {f"claims/spt-{name}.md" for name in claims} <= written
     assert {"results.md", "failures.md", "data.md", "downloads.md", "papers/spt.md", "parts/front.md"} <= written
 
 
@@ -149,14 +148,26 @@ def test_smoke_numbers_come_with_the_warning(root: Path) -> None:
             assert "never evidence</strong>" in page, name
 
 
-@given(st.dictionaries(st.sampled_from(board.VERDICTS), st.integers(1, 99), min_size=1))
-def test_the_sentence_counts_the_verdicts(counts: dict[str, int]) -> None:
-    sentence = board.sentence(Counter(counts), ["smoke"])
+@given(st.dictionaries(st.sampled_from(board.VERDICTS), st.integers(1, 99), min_size=1), st.integers(0, 3))
+def test_the_sentence_counts_the_verdicts(counts: dict[str, int], conflicts: int) -> None:
+    sentence = board.sentence(Counter(counts), conflicts, ["smoke"])
     assert sentence.startswith(f"Of {sum(counts.values())} claims")
     for verdict in ("inconclusive", "blocked", "not-run"):
         assert (f"{counts.get(verdict)} {verdict}" in sentence) == (verdict in counts)
     settled = counts.get("supported", 0) + counts.get("contradicted", 0)
     assert ("none is settled" in sentence) == (settled == 0)
+    assert ("contradict each other" in sentence) == (conflicts > 0)
+
+
+def test_a_conflict_supports_nobody(root: Path) -> None:
+    front = pages(root)["parts/front.md"]
+    assert "Of 5 claims" in front
+    assert "In one place the sources contradict each other." in front
+    tests, _, conflicts = front.partition("## Where the sources disagree")
+    assert "claims/spt-sources.html" in conflicts
+    assert "claims/spt-sources.html" not in tests
+    assert "sources differ" in pages(root)["claims/spt-sources.md"]
+    assert "ns-chip--supported" not in conflicts + pages(root)["claims/spt-sources.md"]
 
 
 def test_downloads_are_the_tables(root: Path) -> None:
@@ -199,7 +210,7 @@ def test_a_tag_escapes_what_it_is_given(words: str) -> None:
     assert re.fullmatch(r'<b title="[^"<>]*">[^<>]*</b>', element, re.DOTALL)
     assert isinstance(tag("i", element), Html)
     assert "&lt;b" not in tag("i", element)
-    assert tag("br") == "<br>"
+    assert tag("path", d="M0 0") == '<path d="M0 0"/>'
 
 
 def test_commands_are_escaped() -> None:

@@ -250,7 +250,7 @@ QUERIES = {
     "?sort=claim&order=desc&paper=spt": sorted(EVERY, reverse=True),
 }
 SHOWN = """
-      shown: [...page.querySelectorAll("table[data-facets] tbody tr")].filter((row) => !row.hidden)
+      shown: [...page.querySelector("table[data-facets]").querySelectorAll("tbody tr")].filter((row) => !row.hidden)
         .map((row) => row.querySelector("a").getAttribute("href").match(/claims\\/([\\w-]+)/)[1]),
       count: page.querySelector("output").textContent,
       link: page.querySelector(".ns-tools__link").href.split("?")[1] ?? "","""

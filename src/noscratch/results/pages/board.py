@@ -44,7 +44,7 @@ RULES = {
     "equivalent": "ours lies within {margin} of the published value (two one-sided tests)",
     "greater": "ours lies above the published value less {margin} (one-sided test)",
     "less": "ours lies below the published value plus {margin} (one-sided test)",
-    "disagree": "the sources differ by more than {margin}",
+    "disagree": "their texts differ, or their numbers by more than {margin}",
 }
 
 
@@ -73,6 +73,11 @@ class Judged:
         return next((row for row in reversed(rows) if row["estimate"] is not None), rows[-1])
 
     @property
+    def measured(self) -> bool:
+        """Is there a number of ours, of whatever tier?"""
+        return any(row["estimate"] is not None for rows in self.rows.values() for row in rows)
+
+    @property
     def facets(self) -> dict[str, list[str]]:
         least = self.claim.tier if isinstance(self.claim, Trained) else "none"
         return {
@@ -86,7 +91,7 @@ class Judged:
 
 
 def judged(evidence: Evidence) -> list[Judged]:
-    """Every claim with its verdicts, settled ones first, then as the papers' files list them."""
+    """Every claim with its verdicts: settled ones first, then those with a number, then as the files list them."""
     headlines: dict[str, Mapping[str, Any]] = {}
     rows: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in evidence.verdicts:
@@ -115,7 +120,7 @@ def judged(evidence: Evidence) -> list[Judged]:
         for paper in evidence.papers
         for claim in paper.claims
     ]
-    return sorted(found, key=lambda each: VERDICTS.index(each.headline["verdict"]))
+    return sorted(found, key=lambda each: (VERDICTS.index(each.headline["verdict"]), not each.measured))
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -144,18 +149,38 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
 
 
 def front(evidence: Evidence, every: Sequence[Judged]) -> str:
-    counts = Counter(each.headline["verdict"] for each in every)
+    tests, conflicts = _split(every)
     blocks: list[str] = [
-        tag("p", sentence(counts, evidence.tiers), class_="ns-answer"),
-        charts.share_bar("Verdicts", {verdict: counts[verdict] for verdict in VERDICTS}),
+        tag("p", sentence(_counts(tests), len(conflicts), evidence.tiers), class_="ns-answer"),
+        charts.share_bar("Verdicts", _counts(tests)),
     ]
     if "smoke" in evidence.tiers:
         blocks.append(smoke_note())
-    blocks += ["## Claims board", board(every, "generated/")]
+    blocks += ["## Claims board", board(tests, "generated/")]
+    if conflicts:
+        blocks += ["## Where the sources disagree", CONFLICTS, conflict_table(conflicts, "generated/")]
     return "\n\n".join(blocks) + "\n"
 
 
-def sentence(counts: Mapping[str, int], tiers: Sequence[str]) -> str:
+CONFLICTS = tag(
+    "p",
+    "A paper, its versions, its repository and the works that restate it do not always give the same number. "
+    "These are settled by reading.",
+)
+
+
+def _split(every: Sequence[Judged]) -> tuple[list[Judged], list[Judged]]:
+    """Claims that a test settles, and conflicts among sources, which nobody claimed: never counted together."""
+    conflicts = [each for each in every if isinstance(each.claim, Conflict)]
+    return [each for each in every if each not in conflicts], conflicts
+
+
+def _counts(tests: Sequence[Judged]) -> dict[str, int]:
+    counted = Counter(each.headline["verdict"] for each in tests)
+    return {verdict: counted[verdict] for verdict in VERDICTS}
+
+
+def sentence(counts: Mapping[str, int], conflicts: int, tiers: Sequence[str]) -> str:
     """The state of evidence, from the verdicts alone."""
     total, settled = sum(counts.values()), counts["supported"] + counts["contradicted"]
     if settled:
@@ -164,30 +189,23 @@ def sentence(counts: Mapping[str, int], tiers: Sequence[str]) -> str:
         so_far = f"Of {total} claims, {settled} {are} settled: {sides}."
     else:
         so_far = f"Of {total} claims, none is settled yet."
-    open_ones = [
-        f"{counts[verdict]} {verdict}" for verdict in ("inconclusive", "blocked", "not-run") if counts[verdict]
-    ]
-    still = f" Open: {', '.join(open_ones)}." if open_ones else ""
-    return so_far + still + f" The runs so far are of tier {' and '.join(tiers)}."
+    waiting = [f"{counts[verdict]} {verdict}" for verdict in ("inconclusive", "blocked", "not-run") if counts[verdict]]
+    still = f" Open: {', '.join(waiting)}." if waiting else ""
+    runs = f" The runs so far are of tier {' and '.join(tiers)}."
+    places = "one place" if conflicts == 1 else f"{conflicts} places"
+    return so_far + still + runs + (f" In {places} the sources contradict each other." if conflicts else "")
 
 
-def board(every: Sequence[Judged], up: str) -> Html:
+def board(tests: Sequence[Judged], up: str) -> Html:
     rows = []
-    for each in every:
+    for each in tests:
         claim, verdict = each.claim, each.headline["verdict"]
-        statement = tag("div", link(up + claim_page(claim.id), claim.statement))
-        about = tag(
-            "small",
-            link(up + paper_page(each.paper.paper), each.paper.title),
-            f", {claim.where} · {claim.kind} · {claim.status}",
-            class_="ns-quiet",
-        )
-        missing = tag("small", each.headline["missing"], class_="ns-quiet") if each.headline["missing"] else ""
+        missing = tag("small", each.headline["missing"]) if each.headline["missing"] else ""
         cells = (
             Cell(tag("span", chip(verdict), pointer(each.headline), class_="ns-stack"), key=VERDICTS.index(verdict)),
-            Cell(join([statement, about]), key=claim.id, kind="ns-wide"),
-            Cell(_quantities(each, up), kind="ns-wide"),
-            Cell(tag("span", tier_needed(claim), missing, class_="ns-stack"), key=tier_rank(claim)),
+            Cell(_statement(each, up), key=claim.id, kind="ns-wide"),
+            Cell(_quantities(each), kind="ns-wide"),
+            Cell(tag("span", tier_needed(claim), missing, class_="ns-stack"), key=tier_rank(claim), kind="ns-wide"),
         )
         rows.append(Row(cells, each.facets))
     columns: list[Column | str] = [
@@ -198,6 +216,41 @@ def board(every: Sequence[Judged], up: str) -> Html:
     ]
     caption = "What was published, what we found (mean, 95 % interval, n seeds, tier), and what it takes to settle it"
     return table(columns, rows, caption, facets=["verdict", "paper", "kind", "task", "backbone", "tier"])
+
+
+def conflict_table(conflicts: Sequence[Judged], up: str) -> Html:
+    rows = [
+        Row(
+            (verdict_chip(each), Cell(_statement(each, up), key=each.claim.id, kind="ns-wide"), _readings(each)),
+            {"paper": [each.paper.paper]},
+        )
+        for each in conflicts
+    ]
+    columns: list[Column | str] = ["Reading", "Conflict", Column("What the sources say", sort=None)]
+    return table(columns, rows, "Every conflict, with each reading and its source", facets=["paper"])
+
+
+def _readings(each: Judged) -> Cell:
+    lines = [
+        tag("li", tag("span", quantity.name, class_="ns-quantities__name"), " ", published(each.claim, quantity))
+        for quantity in each.claim.quantities
+    ]
+    return Cell(tag("ul", *lines, class_="ns-quantities"), kind="ns-wide")
+
+
+def _statement(each: Judged, up: str) -> Html:
+    claim = each.claim
+    statement = tag("div", link(up + claim_page(claim.id), claim.statement))
+    paper = link(up + paper_page(each.paper.paper), each.paper.paper)
+    return join([statement, tag("small", paper, f", {claim.where} · {claim.kind} · {claim.status}")])
+
+
+def verdict_chip(each: Judged) -> Html:
+    """The verdict; of a conflict it is whether the sources differ, which supports nobody."""
+    verdict = each.headline["verdict"]
+    if isinstance(each.claim, Conflict):
+        return chip({"supported": "sources differ", "contradicted": "sources agree"}[verdict])
+    return chip(verdict)
 
 
 def pointer(row: Mapping[str, Any]) -> Html:
@@ -221,8 +274,8 @@ def tier_needed(claim: Claim) -> Html:
     return tag("span", tier_badge(claim.tier), f" {claim.seeds} seeds")
 
 
-def _quantities(each: Judged, up: str) -> Html:
-    lines = [_line(each, quantity, up) for quantity in each.claim.quantities]
+def _quantities(each: Judged) -> Html:
+    lines = [_line(each, quantity) for quantity in each.claim.quantities]
     if len(lines) <= UNFOLDED:
         return tag("ul", *lines, class_="ns-quantities")
     counts = Counter(each.best(quantity.name)["verdict"] for quantity in each.claim.quantities)
@@ -230,17 +283,17 @@ def _quantities(each: Judged, up: str) -> Html:
     return details(f"{len(lines)} quantities: {words}", tag("ul", *lines, class_="ns-quantities"))
 
 
-def _line(each: Judged, quantity: Quantity, up: str) -> Html:
+def _line(each: Judged, quantity: Quantity) -> Html:
     row = each.best(quantity.name)
-    name = tag("span", quantity.name, class_="ns-quantities__name")
-    return tag(
-        "li",
-        name,
+    parts: list[object] = [
+        tag("span", quantity.name, class_="ns-quantities__name"),
         " ",
         published(each.claim, quantity),
-        Html(" <span class='ns-arrow' aria-hidden='true'>→</span> "),
-        ours(row),
-    )
+    ]
+    # Where there is no number of ours and no other verdict than the claim's, there is nothing to add.
+    if row["estimate"] is not None or row["verdict"] != each.headline["verdict"]:
+        parts += [" ", tag("span", "→", class_="ns-arrow", aria_hidden="true"), " ", ours(row)]
+    return tag("li", *parts)
 
 
 def published(claim: Claim, quantity: Quantity) -> Html:
@@ -262,7 +315,7 @@ def published(claim: Claim, quantity: Quantity) -> Html:
 
 def ours(row: Mapping[str, Any]) -> Html:
     """Our number with interval, n and tier, and its verdict; or the verdict alone, where there is no number."""
-    if row["estimate"] is None or row["comparison"] == "readings":
+    if row["estimate"] is None:
         return chip(row["verdict"])
     return join([estimate(row), Html("") if row["verdict"] == "not-run" else chip(row["verdict"])], " ")
 
@@ -302,7 +355,7 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
         crumbs=[("Claims", "../../index.html"), (each.paper.title, f"../{paper_page(each.paper.paper)}")],
         wide=True,
     )
-    page.add(tag("p", chip(each.headline["verdict"]), " ", pointer(each.headline)))
+    page.add(tag("p", verdict_chip(each), " ", pointer(each.headline)))
     if each.headline["missing"]:
         page.say(tag("strong", "To settle it: "), each.headline["missing"], ".")
     page.heading("What was claimed")
@@ -321,21 +374,16 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
             ]
         )
     )
+    if isinstance(claim, Conflict):
+        page.heading("What the sources say")
+        page.say(f"They differ when {_rule(claim)}.", " ", claim.test.why, ".")
+        page.add(conflict_table([each], "../"))
+        return page
     page.heading("The test, fixed before the first verdict")
-    test = claim.test
-    margin = (
-        in_unit(test.margin, claim.unit)
-        if test.margin is not None
-        else f"{test.margin_percent:g} % of the published value"
-    )
-    page.say(
-        f"Supported when {RULES[claim.test.rule].format(margin=margin)}, "
-        f"at level {claim.test.alpha:g} after Holm's adjustment over the paper."
-    )
+    page.say(f"Supported when {_rule(claim)}, at level {claim.test.alpha:g} after Holm's adjustment over the paper.")
     page.say(tag("strong", "Margin: "), claim.test.why, ".")
-    need = getattr(claim, "need", None)
-    if need and len(claim.quantities) > 1:
-        page.say(f"{need} of its {len(claim.quantities)} quantities must hold.")
+    if claim.need and len(claim.quantities) > 1:
+        page.say(f"{claim.need} of its {len(claim.quantities)} quantities must hold.")
     page.heading("What we found")
     if any(row["tier"] == "smoke" and row["estimate"] is not None for rows in each.rows.values() for row in rows):
         page.add(smoke_note())
@@ -346,6 +394,16 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
         page.heading("The runs behind it")
         page.add(group_table(evidence, groups, "../", "Every group of runs that this claim uses, at every tier"))
     return page
+
+
+def _rule(claim: Claim) -> str:
+    test = claim.test
+    margin = (
+        in_unit(test.margin, claim.unit)
+        if test.margin is not None
+        else f"{test.margin_percent:g} % of the published value"
+    )
+    return RULES[test.rule].format(margin=margin)
 
 
 STATUS = {"S1": "seen in the paper or its authors' repository", "S2": "seen in a work that restates it"}
@@ -360,9 +418,7 @@ def _verdict_table(each: Judged) -> Html:
                 (
                     quantity.name,
                     published(each.claim, quantity),
-                    estimate(row)
-                    if row["estimate"] is not None and row["comparison"] != "readings"
-                    else Cell("none", kind="ns-quiet"),
+                    estimate(row) if row["estimate"] is not None else Cell("none", kind="ns-quiet"),
                     row["comparison"],
                     p,
                     tag("span", chip(row["verdict"]), pointer(row), class_="ns-stack"),
@@ -384,22 +440,26 @@ def paper_detail(paper: Paper, every: Sequence[Judged]) -> Page:
         crumbs=[("Claims", "../../index.html")],
         wide=True,
     )
-    counts = Counter(each.headline["verdict"] for each in every)
+    tests, conflicts = _split(every)
     page.say(
         f"arXiv {paper.arxiv}. Its numbers were read in: ",
         "; ".join(f"{text} ({key})" for key, text in paper.sources.items()),
         ".",
     )
-    page.add(charts.share_bar("Verdicts", {verdict: counts[verdict] for verdict in VERDICTS}))
-    tables = _twins(every)
+    page.add(charts.share_bar("Verdicts", _counts(tests)))
+    tables = _twins(tests)
     if tables:
         page.heading("The paper's tables beside ours")
         page.say(
             "Upper line: published. Lower line: ours, with 95 % interval, n and tier. Hatched: too few seeds, or none."
         )
         page.add(*tables)
-    page.heading("Claims")
-    page.add(board(every, "../"))
+    if tests:
+        page.heading("Claims")
+        page.add(board(tests, "../"))
+    if conflicts:
+        page.heading("Where the sources disagree")
+        page.add(CONFLICTS, conflict_table(conflicts, "../"))
     return page
 
 
@@ -421,12 +481,14 @@ def _twins(every: Sequence[Judged]) -> list[Html]:
             line = (quantity.cells[0].backbone, quantity.cells[0].protocol)
             places.setdefault(claim.where, {}).setdefault(line, {})[column] = cell
     found = []
-    for where, lines in sorted(places.items()):
-        columns = sorted({name for cells in lines.values() for name in cells}, key=lambda name: (name == "mean", name))
+    for where, lines in places.items():
+        names = list(dict.fromkeys(name for cells in lines.values() for name in cells))
+        columns = sorted(names, key=lambda name: name == "mean")
         rows = [
             [tag("span", backbone, tag("small", protocol), class_="ns-stack")]
             + [Cell(cells.get(name, ""), kind="ns-few" if cells.get(name) in hatched else None) for name in columns]
-            for (backbone, protocol), cells in sorted(lines.items())
+            for (backbone, protocol), cells in lines.items()
         ]
-        found.append(table(["Backbone", *(Column(name, sort=None) for name in columns)], rows, where))
+        sheet = table(["Backbone", *(Column(name, sort=None) for name in columns)], rows, where)
+        found.append(tag("div", sheet, class_="ns-twin"))
     return found

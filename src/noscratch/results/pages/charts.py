@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from noscratch.results.pages.markup import PERCENT, Html, interval_text, join, metric_value, number, slug, tag, text
+from noscratch.results.pages.markup import PERCENT, Html, interval_text, join, metric_value, number, slug, tag
 
 Points = Sequence[tuple[float, float]]
 # A curve longer than this is thinned to it for the eye; the download has every point.
@@ -50,12 +50,12 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
     for x in x_ticks:
         parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
     parts.append(_line(left, height - bottom, width - right, height - bottom, "ns-axis"))
-    parts.append(_label((left + width - right) / 2, height - 6, x_label, "middle", "ns-axis-label"))
+    parts.append(_label((left + width - right) / 2, height - 6, x_label, "middle"))
     for index, (_, points) in enumerate(series.items()):
         shown = thin(points, MOST_POINTS)
         style = f"ns-series ns-series--{index % 4}"
         for piece in _pieces(shown):
-            path = "M" + "L".join(f"{across(x)} {down(y)}" for x, y in piece)
+            path = "M" + "L".join(_at(across(x), down(y)) for x, y in piece)
             parts.append(tag("path", d=path, class_=style))
         marked = shown if len(shown) <= MARKED_POINTS else shown[-1:]
         parts.extend(_marker(index, across(x), down(y)) for x, y in marked if math.isfinite(y))
@@ -190,6 +190,7 @@ def _figure(
         *parts,
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
+        text_anchor="middle",
         aria_labelledby=f"{mark}t {mark}d",
         class_="ns-svg",
     )
@@ -217,8 +218,18 @@ def _marker(index: int, x: float, y: float) -> Html:
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Html:
-    return tag("line", x1=round(x1, 1), y1=round(y1, 1), x2=round(x2, 1), y2=round(y2, 1), class_=style)
+    return tag("path", d=f"M{_at(x1, y1)}L{_at(x2, y2)}", class_=style)
 
 
-def _label(x: float, y: float, words: str, anchor: str, style: str = "ns-tick") -> Html:
-    return tag("text", text(words), x=round(x, 1), y=round(y, 1), text_anchor=anchor, class_=style)
+def _label(x: float, y: float, words: str, anchor: str, style: str | None = None) -> Html:
+    inherited = None if anchor == "middle" else anchor
+    return tag("text", words, x=_short(x), y=_short(y), text_anchor=inherited, class_=style)
+
+
+def _at(x: float, y: float) -> str:
+    return f"{_short(x)} {_short(y)}"
+
+
+def _short(x: float) -> str:
+    """A coordinate to a tenth: 52 or 70.6."""
+    return f"{x:.1f}".removesuffix(".0")

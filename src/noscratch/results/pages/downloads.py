@@ -42,7 +42,7 @@ def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
         for path, content in written.items()
     ]
     page.add(table(["File", "What it holds", "Size"], rows, "Files"))
-    page.heading("Read them", 3)
+    page.heading("Read them")
     page.add(
         command(
             "import pandas as pd\n"

@@ -15,8 +15,8 @@ from hashlib import sha256
 from html import escape
 
 PERCENT = ("accuracy", "f1")
-# Elements without content or end tag.
-VOID = ("br",)
+# Elements of SVG that close themselves when they are empty.
+SHAPES = ("circle", "line", "path", "rect")
 SMOKE = "smoke: proof that the machine works, never evidence"
 
 
@@ -43,7 +43,9 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
             continue
         key = key.rstrip("_").replace("_", "-")
         words.append(key if value is True else f'{key}="{escape(str(value))}"')
-    return Html(f"<{' '.join(words)}>" + ("" if name in VOID else f"{join(children)}</{name}>"))
+    if name in SHAPES and not children:
+        return Html(f"<{' '.join(words)}/>")
+    return Html(f"<{' '.join(words)}>{join(children)}</{name}>")
 
 
 def link(href: str, *children: object, **attributes: object) -> Html:
@@ -134,7 +136,7 @@ def tier_badge(tier: str) -> Html:
 
 def chip(state: str) -> Html:
     """A verdict or a run's state: colour, shape and word say the same."""
-    return tag("span", state, class_=f"ns-chip ns-chip--{slug(state)}")
+    return tag("span", state, class_=f"ns-chip ns-chip--{slug(state.replace(' ', '-'))}")
 
 
 def facts(rows: Mapping[str, object] | Sequence[tuple[str, object]]) -> Html:
