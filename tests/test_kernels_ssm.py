@@ -108,6 +108,9 @@ class System(NamedTuple):
         if self.kernel == "dss-softmax" and slow:  # the sum of weights cancels where e^{z L} comes near 1
             z = self.L * wide(self.parameters[0])[:, None] * wide(self.parameters[1])
             condition *= (1 + z.abs() / (1 - torch.exp(-z.real.abs()))).max().item()
+        if self.kernel == "s4" and slow:  # both sides solve with I - dt A / 2
+            dt, A, P = (wide(p).abs() for p in self.parameters[:3])
+            condition *= 1 + dt.max().item() * (A.max().item() + 2 * P.square().sum().item())
         return tolerance(self.dtype, self.L, condition)
 
 
@@ -362,6 +365,22 @@ def test_gradcheck(kernel: str, shapes: dict[str, tuple[int, ...]], L: int, monk
     inputs = [p.requires_grad_() for p in parameters.values()]
     system = System(kernel, tuple(inputs), L)
     assert torch.autograd.gradcheck(system.call, inputs, fast_mode=True)
+
+
+@given(systems(most=70))
+def test_autocast_changes_nothing(system: System) -> None:
+    u = torch.ones(1, system.parameters[-1].shape[0], 3, dtype=system.dtype)
+
+    def everything() -> tuple[Tensor, ...]:
+        return *run(system.call, system.parameters, K), system.call(backend="reference"), simulate(system, u)
+
+    K = system.call()
+    want = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = everything()
+    for x, y in zip(got, want, strict=True):
+        assert x.dtype == y.dtype
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

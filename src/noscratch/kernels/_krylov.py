@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from noscratch.kernels._vandermonde import blocks, complex_view, powers, real_view
+from noscratch.kernels._vandermonde import blocks, complex_view, full_precision, powers, real_view
 
 STEPS = 64  # a squaring of E costs as much as a product of E with 2 n rows, and two more in the backward pass
 ROWS = 32  # r M at most: the triangular solve grows with its square, the number of rows Y falls with it
@@ -124,6 +124,7 @@ class _Krylov(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @full_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         D, b, U, V, X, Y, system, solution, *steps = ctx.saved_tensors
         H, r, n = U.shape

@@ -7,13 +7,32 @@ results keep their digits at every length, where exp(z l) in float32 has a phase
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from noscratch.kernels import KernelError
+from noscratch.kernels.structured import linear
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` with autocast off: its matrix products are kernels' taps and states, which bfloat16 would ruin."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(x.device.type for x in chain(args, kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return inner
 
 
 class _Phi1(torch.autograd.Function):
@@ -103,6 +122,7 @@ class _PowerSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @full_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         c, fine, coarse = ctx.saved_tensors
         H, R, n = c.shape
@@ -143,26 +163,27 @@ class _SharedPowerSum(torch.autograd.Function):
     def forward(ctx: Any, log_z: Tensor, W: Tensor, length: int) -> Tensor:
         M = min(_SharedPowerSum.BLOCK, length)
         fine, coarse = _SharedPowerSum.tables(log_z, M, -(-length // M), W.dtype)
-        right = real_view(fine).T
-        K = torch.cat([real_view((W * z).conj().resolve_conj()) @ right for z in coarse], -1)
+        table = real_view(fine)
+        K = torch.cat([linear(real_view((W * z).conj().resolve_conj()), table) for z in coarse], -1)
         ctx.save_for_backward(log_z, W)
         ctx.M = M
         return K[:, :length].contiguous()
 
     @staticmethod
     @once_differentiable
+    @full_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         log_z, W = ctx.saved_tensors
         M = ctx.M
         H = W.shape[0]
         grads = blocks(grad, M).transpose(0, 1)  # (A, H, M)
         fine, coarse = _SharedPowerSum.tables(log_z, M, grads.shape[0], W.dtype)
-        right = real_view(fine)
+        table = real_view(fine).T.contiguous()
         index = torch.arange(M, dtype=grad.dtype, device=grad.device)
         value = torch.zeros_like(W)
         slope = torch.zeros_like(W)
         for a, z in enumerate(coarse):
-            sums = complex_view(torch.cat((grads[a], index * grads[a])) @ right)
+            sums = complex_view(linear(torch.cat((grads[a], index * grads[a])), table))
             value.addcmul_(sums[:H], z)
             slope.addcmul_(sums[H:] + (a * M) * sums[:H], z)
         return (W * slope).sum(0).conj_physical().to(log_z.dtype), value.conj_physical(), None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noscratch.kernels import KernelError, resolve
 from noscratch.kernels._krylov import krylov
-from noscratch.kernels._vandermonde import phases, phi1, power_sum, shared_power_sum
+from noscratch.kernels._vandermonde import full_precision, phases, phi1, power_sum, shared_power_sum
 
 KERNEL_BACKENDS = ("reference", "fast")
 
@@ -153,6 +153,7 @@ def dlr_step(u: Tensor, state: Tensor, Abar: Tensor, W: Tensor, D: Tensor | None
     return _output((W * state).sum(-1).real, D, u), state
 
 
+@full_precision
 def s4_step(
     u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -170,6 +171,7 @@ def _output(y: Tensor, D: Tensor | None, u: Tensor) -> Tensor:
     return y if D is None else y + D * u
 
 
+@full_precision
 def s4d_kernel(
     dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, method: str, *, backend: str = "auto"
 ) -> Tensor:
@@ -185,6 +187,7 @@ def s4d_kernel(
     return _fast(power_sum, (Abar,), 2 * Bbar * C, dt, length)
 
 
+@full_precision
 def dss_kernel(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, variant: str, *, backend: str = "auto") -> Tensor:
     """K (..., H, L) of DSS (proposition 1 and section 3.1). dt (H,), Lambda (N,) or (H, N), not 0, W (..., H, N).
 
@@ -218,6 +221,7 @@ def _dss_softmax(dt: Tensor, Lambda: Tensor, W: Tensor, length: int, backend: st
     return forward + backward.flip(-1)
 
 
+@full_precision
 def dlr_kernel(a: Tensor, w: Tensor, W: Tensor, length: int, *, backend: str = "auto") -> Tensor:
     """K (..., H, L) of DLR, K_l = Re sum_n W_n exp((-a_n^2 + i w_n) l) (section 3). a, w (N,), W (..., H, N)."""
     backend = resolve("dlr_kernel", backend, KERNEL_BACKENDS, W.device)
@@ -227,6 +231,7 @@ def dlr_kernel(a: Tensor, w: Tensor, W: Tensor, length: int, *, backend: str = "
     return shared_power_sum(_dlr_log(a, w), W.flatten(0, -2), length).unflatten(0, W.shape[:-1])
 
 
+@full_precision
 def s4_kernel(
     dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, length: int, *, backend: str = "auto"
 ) -> Tensor:
