@@ -71,7 +71,7 @@ def test_a_wrong_setting_stops_before_any_work(checkout: Checkout, tmp_path: Pat
 def test_a_mirror_that_is_not_there(checkout: Checkout, tmp_path: Path) -> None:
     done = checkout.noscratch("sources", "--refresh", check=False, NOSCRATCH_MIRROR=str(tmp_path / "nothing"))
     assert done.returncode == 1
-    assert "is not a folder; set NOSCRATCH_MIRROR" in done.stderr
+    assert "is no folder; NOSCRATCH_MIRROR is a folder or an http(s) address" in done.stderr
 
 
 def test_a_mirror_that_lacks_a_file_blocks_that_source(checkout: Checkout, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,9 @@ from noscratch import availability
 from noscratch.errors import NoscratchError
 from noscratch.locks import only_run
 from noscratch.plan import VIEWS, Plan, read_plan
-from noscratch.store import Store, difference, expected, make_view, read_record, sync
+from noscratch.sources import check as check_source
+from noscratch.sources.registry import SOURCES, Source
+from noscratch.store import PROVENANCE, Store, difference, expected, make_view, read_record, sync
 
 # What an exit code means to a script or a scheduler.
 EXIT_ERROR = 1
@@ -34,7 +37,8 @@ app = typer.Typer(
     "Start with [bold]make repro[/bold]: it builds everything of the smoke tier and names the page to open. "
     "Commands run in the checkout, beside params.yaml.",
 )
-out = Console(highlight=False, soft_wrap=True)
+# A pipe has no width of its own: tables keep one line per row there.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -140,22 +144,63 @@ def run(
 
 @app.command()
 def sources(
+    name: Annotated[
+        str | None, typer.Argument(help="One source, in full: its forms, digests, terms, citation.")
+    ] = None,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Rewrite data/availability.json when something changed.")
+        bool, typer.Option("--refresh", help="Look again; rewrite data/availability.json when something changed.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask every address what it holds, without downloading; needs the network.")
     ] = False,
 ) -> None:
-    """List the sources of the plan: which can be had, which are blocked and why.
+    """List every source: its state, where it was found, bytes, digest and licence.
 
-    Example: NOSCRATCH_MIRROR=../mirror noscratch sources --refresh
+    Example: noscratch sources cola
     """
     store, the_plan = _checkout()
     if refresh:
         availability.refresh(store, the_plan)
         return
-    table = Table("source", "state", box=None, pad_edge=False)
-    for name, state in availability.read(store, the_plan).items():
-        table.add_row(name, escape(state))
-    out.print(table)
+    if name is not None and name not in SOURCES:
+        raise NoscratchError(f"The sources are {', '.join(SOURCES)}; got {name!r}. Name one of them.")
+    chosen = list(SOURCES) if name is None else [name]
+    if check:
+        for source in chosen:
+            for address, state in check_source(source).items():
+                out.print(f"{source:12} {escape(state):40} {escape(address)}")
+    elif name is not None:
+        _show_source(SOURCES[name])
+    else:
+        out.print(_sources_table(store, the_plan, chosen))
+
+
+def _sources_table(store: Store, the_plan: Plan, names: list[str]) -> Table:
+    states = availability.read(store, the_plan)
+    table = Table("source", "state", "form", "found", "bytes", "sha256", "licence", box=None, pad_edge=False)
+    for name in names:
+        job = next((job for job in the_plan.of("fetch") if job.label == name), None)
+        cells = ["", "", "", ""]
+        if job is not None and store.has(job):
+            record = read_record(store.path(job))
+            provenance = json.loads((store.path(job) / PROVENANCE).read_text(encoding="utf-8"))
+            files = record["artifacts"].values()
+            digests = sorted(file["sha256"][:12] for file in files)
+            size = sum(file["bytes"] for file in files)
+            cells = [record["result"]["form"], provenance["origin"], f"{size:,}", " ".join(digests)]
+        table.add_row(name, escape(states.get(name, "not in the plan")), *cells, SOURCES[name].licence)
+    return table
+
+
+def _show_source(source: Source) -> None:
+    for title in ("title", "homepage", "licence", "terms", "citation", "edition"):
+        out.print(f"[bold]{title:9}[/] {escape(getattr(source, title))}")
+    for form in source.forms:
+        out.print(f"[bold]form[/]      {form.label}" + (f" ({escape(form.note)})" if form.note else ""))
+        for file in form.files:
+            out.print(f"  {file.name}: {file.bytes or 'unknown'} bytes, sha256 {file.sha256 or 'trusted on first use'}")
+            for address in file.urls:
+                out.print(f"    {escape(address)}")
 
 
 @app.command()
