@@ -29,7 +29,7 @@ EQUIVALENT = ((parallel, recurrent),)
 
 @dataclass(frozen=True)
 class Config:
-    """Defaults: DSS-EXP of the paper (proposition 1a, section 4 and the authors' code)."""
+    """Defaults: DSS-EXP of the paper (proposition 1a), sizes and rates of the authors' code."""
 
     d_state: int = 64
     """N: complex states of one head."""
@@ -37,8 +37,8 @@ class Config:
     """softmax: each mode is divided by the sum of its powers (proposition 1b). It sums over `max_length` positions,
     however long the sequence is, so that padding changes nothing: the paper's models on inputs padded to one length."""
     init: Literal["legs", "lin", "random"] = "legs"
-    """Eigenvalues: those of skew-symmetric HiPPO-LegS of size 2 N with positive imaginary part (section 3.2), or
-    -1/2 + i pi n; random: every parameter of the SSM ~ N(0, 0.1^2)."""
+    """Eigenvalues: those of skew-symmetric HiPPO-LegS of size 2 N with positive imaginary part, or -1/2 + i pi n;
+    random: every parameter of the SSM ~ N(0, 0.1^2)."""
     dt_min: float = 0.001
     dt_max: float = 0.1
     """The step of each head is drawn log-uniformly between the two."""

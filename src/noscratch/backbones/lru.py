@@ -26,12 +26,12 @@ class Config:
     d_state: int = 256
     """N: complex states of the layer."""
     init: Literal["ring", "random"] = "ring"
-    """ring: eigenvalues uniform on the ring r_min <= |lambda| <= r_max with phases up to max_phase (section 3.3);
+    """ring: eigenvalues uniform on the ring r_min <= |lambda| <= r_max with phases up to max_phase (lemma 3.2);
     random: every parameter of the recurrence ~ N(0, 0.1^2)."""
     r_min: float = 0.0
     r_max: float = 1.0
     max_phase: float = 2 * math.pi
-    """For long sequences the paper raises the radii, to 0.9 ... 0.999, and lowers the phase (sections 3.3, 3.4)."""
+    """For long sequences the paper raises the radii, to 0.9 ... 0.999, and lowers the phase (section 3.4)."""
     lr: float = 0.001
     """Learning rate of nu and theta, which also have no weight decay; the paper lowers theirs too."""
     norm: Literal["pre", "post"] = "pre"
