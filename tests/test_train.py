@@ -226,7 +226,7 @@ def test_the_earliest_best_validation_step_is_handed_over(tmp_path: Path, prepar
     assert table.schema.names == ["id", "split", "target", "prediction"]
     for name in ("validation", "test"):
         split = data.Split(prepared, name)
-        scores = train.evaluate(restored, split, meta, 100, "float32", torch.device("cpu"))
+        scores = train.evaluate(restored, split, meta, 100, "float32", step=0)
         rows = table.filter(pyarrow.compute.equal(table["split"], name))
         assert rows["id"].to_pylist() == split.ids().to_pylist()
         assert rows["target"].to_pylist() == split.targets().tolist()
@@ -356,12 +356,40 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path: Path, prepared: Pat
 # Divergence
 
 
-def test_an_infinite_loss_stops_the_run_and_keeps_the_curve(tmp_path: Path, prepared: Path) -> None:
-    settings = tiny.settings(lr=1e30, clip=0.0, warmup=0, schedule="constant", evaluate_every=1)
-    with pytest.raises(train.Diverged, match=r"at step \d+, the loss is (nan|inf)") as caught:
+@pytest.mark.parametrize(
+    ("phase", "objective", "message"),
+    [
+        ("pretrain", "masked", "step 2, the loss is"),
+        ("finetune", "classify", "step 1, the loss on the validation set is"),
+    ],
+)
+def test_an_infinite_loss_stops_the_run_and_keeps_the_curve(
+    tmp_path: Path, prepared: Path, phase: str, objective: str, message: str
+) -> None:
+    settings = tiny.settings(phase, objective, lr=1e30, clip=0.0, warmup=0, schedule="constant", evaluate_every=1)
+    with pytest.raises(train.Diverged, match=f"{message} (nan|inf)"):
         run(tmp_path, settings, prepared)
-    assert caught.value.step > 1
-    assert max(row[0] for row in curve(tmp_path / "run")) == caught.value.step - 1
+    assert curve(tmp_path / "run")[-1][:3] == (1, "train", "loss")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(torch.nan, "weights that are not finite"), (3e38, "the loss on the validation set is")]
+)
+def test_a_last_update_that_ruins_the_weights_is_no_result(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, value: float, message: str
+) -> None:
+    original = optim.AdamW.step
+
+    def ruin(optimizer: optim.AdamW, factor: float) -> None:
+        original(optimizer, factor)
+        if optimizer.steps == 12:
+            weight = next(g.parameters["head.weight"] for g in optimizer.groups if "head.weight" in g.parameters)
+            weight.data.fill_(value)
+            weight.data[0] *= -1.0
+
+    monkeypatch.setattr(optim.AdamW, "step", ruin)
+    with pytest.raises(train.Diverged, match=f"at step 12, .*{message}"):
+        run(tmp_path, tiny.settings(), prepared)
 
 
 def test_an_infinite_gradient_names_its_group(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

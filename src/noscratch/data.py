@@ -90,8 +90,8 @@ class Split:
                 f"A prepared split is an Arrow file with id, tokens and label; reading {path} gave: {error}. "
                 "Run `noscratch prepare` again."
             ) from error
-        self._offsets: NDArray[np.int32] = offsets
-        self._values: NDArray[np.uint16] = values
+        self._offsets: NDArray[Any] = offsets
+        self._values: NDArray[Any] = values
         self._labels: NDArray[Any] = labels
         self.lengths: NDArray[np.int64] = np.diff(offsets).astype(np.int64)
         if not len(self.lengths) or self.lengths.min() < 1:

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -125,7 +126,11 @@ def run(
     validation = Split(prepared, "validation") if finetune else None
     units = len(train) if settings["objective"] == "classify" else int(train.lengths.sum())
 
-    with _Stop(started, stop_after) as stop, _Progress(progress, plan["steps"], state, started) as report:
+    with (
+        _Stop(started, stop_after) as stop,
+        _Progress(progress, plan["steps"], state, started) as report,
+        _curve_written(out, state),
+    ):
         saved_at = time.monotonic()
         for epoch, batches, index in training_batches(train.lengths, plan["batch_tokens"], seed, state.step):
             if state.step == plan["steps"]:
@@ -142,10 +147,10 @@ def run(
             loss.backward()
             value, norm = outcome.total.item(), optimizer.norm()
             if not math.isfinite(value):
-                raise _diverged(state, out, f"the loss is {value}")
+                raise Diverged(state.step + 1, f"the loss is {value}")
             if not math.isfinite(norm.item()):
                 groups = [name for name, part in optimizer.norms().items() if not part.isfinite()]
-                raise _diverged(state, out, f"the gradient is not finite in the group ({'), ('.join(groups)})")
+                raise Diverged(state.step + 1, f"the gradient is not finite in the group ({'), ('.join(groups)})")
             if plan["clip"] > 0:
                 optimizer.clip(norm, plan["clip"])
             optimizer.step(factor(state.step, plan["steps"], plan["warmup"], plan["schedule"]))
@@ -157,8 +162,10 @@ def run(
             if state.step % plan["evaluate_every"] == 0 or state.step == plan["steps"]:
                 state.curve.append((state.step, "train", "loss", state.loss_total / max(state.loss_terms, 1)))
                 state.loss_total, state.loss_terms = 0.0, 0
+                if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                    raise Diverged(state.step, "the update left weights that are not finite")
                 if validation is not None:
-                    scores = evaluate(model, validation, meta, plan["batch_tokens"], settings["dtype"], where)
+                    scores = evaluate(model, validation, meta, plan["batch_tokens"], settings["dtype"], state.step)
                     state.curve += [(state.step, "validation", name, v) for name, v in scores.metrics.items()]
                     if not state.best_metrics or scores.metrics[primary] > state.best_metrics[primary]:
                         state.best_step, state.best_metrics = state.step, scores.metrics
@@ -180,14 +187,13 @@ def run(
     if validation is not None:
         model.load_state_dict(best.weights)
         test = Split(prepared, "test")
-        scores = evaluate(model, test, meta, plan["batch_tokens"], settings["dtype"], where)
+        scores = evaluate(model, test, meta, plan["batch_tokens"], settings["dtype"], state.best_step)
         examples |= {"validation": len(validation), "test": len(test)}
         metrics = {"validation": state.best_metrics, "test": scores.metrics}
         rule = f"highest validation {primary}, the earliest of equals"
         selection = {"rule": rule, "step": state.best_step, "value": state.best_metrics[primary]}
         _write_predictions(out, {validation: best.prediction, test: scores.prediction})
     safetensors.torch.save_file(_weights(model), out / WEIGHTS)
-    _write_curve(out, state)
     return {
         "phase": settings["phase"],
         "metrics": metrics,
@@ -205,11 +211,10 @@ def run(
     }
 
 
-def evaluate(
-    model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str, device: torch.device
-) -> Scores:
-    """Loss and metrics of every example of the split, whatever the batches."""
+def evaluate(model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str, step: int) -> Scores:
+    """Loss and metrics of every example, whatever the batches. Raises Diverged for a loss that is not finite."""
     model.eval()
+    device = model.head.weight.device
     total, prediction = 0.0, np.zeros(len(split))
     for index in evaluation_batches(split.lengths, batch_tokens):
         with torch.no_grad(), _autocast(dtype, device):
@@ -217,6 +222,8 @@ def evaluate(
         total += outcome.total.item()
         chosen = outcome.output.argmax(-1) if meta["kind"] == "classification" else outcome.output.squeeze(-1)
         prediction[index] = chosen.double().cpu().numpy()
+    if not math.isfinite(total):
+        raise Diverged(step, f"the loss on the {split.name} set is {total}")
     metrics = {name: score(name, split.targets(), prediction) for name in meta["metrics"]}
     return Scores({"loss": total / len(split), **metrics}, prediction)
 
@@ -356,16 +363,16 @@ def _training_flops(model: Model, train: Split, state: State, device: torch.devi
     )
 
 
-def _diverged(state: State, out: Path, what: str) -> Diverged:
-    _write_curve(out, state)
-    return Diverged(state.step + 1, what)
-
-
-def _write_curve(out: Path, state: State) -> None:
-    with open(out / CURVES, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "split", "metric", "value"))
-        writer.writerows(state.curve)
+@contextmanager
+def _curve_written(out: Path, state: State) -> Iterator[None]:
+    """However training ends, its curve so far is on disk."""
+    try:
+        yield
+    finally:
+        with open(out / CURVES, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("step", "split", "metric", "value"))
+            writer.writerows(state.curve)
 
 
 def _write_predictions(out: Path, predictions: Mapping[Split, NDArray[np.float64]]) -> None:
