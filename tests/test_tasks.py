@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noscratch import tasks
+from noscratch import code, tasks
 from noscratch.tasks import SPLITS, Examples, Pretraining, Spec, TaskError
 
 FOLDER = Path(tasks.__file__).parent
@@ -32,7 +33,7 @@ GENERATED = [name for name in tasks.names() if name not in SOURCED]
 def test_a_task_is_a_file() -> None:
     files = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")}
     assert set(tasks.names()) == files
-    assert {"cola", "rte", "sst2", "stsb", "text", "wnli"} <= files
+    assert {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "text", "wnli"} <= files
 
 
 @pytest.mark.parametrize("name", tasks.names())
@@ -49,13 +50,15 @@ def test_a_spec_is_sound(name: str) -> None:
     assert spec.pretraining.loss in ("cross-entropy", "l1")
     assert spec.title
     assert spec.citation
-    assert spec.protocol == "clean"
+    assert spec.protocol == "clean", "what else a paper did is a variant"
+    assert code.spec_literal(f"noscratch.tasks.{name}", "sources") == spec.sources
 
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_a_config_is_frozen_plain_and_complete(name: str) -> None:
     config = tasks.load(name).Config()
     fields = {field.name for field in dataclasses.fields(config)}
+    assert fields == set(code.config_fields(f"noscratch.tasks.{name}")), "params.yaml may set every field"
     assert fields >= set(SPLITS), "limits of examples"
     assert all(isinstance(getattr(config, field), int | float | str | None) for field in fields)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -101,23 +104,49 @@ def test_an_unknown_task_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", SOURCED)
-def test_a_committed_manifest_follows_its_own_rule(name: str) -> None:
+def test_what_has_a_source_has_a_committed_manifest(name: str) -> None:
+    assert (FOLDER / "splits" / f"{name}.json").is_file()
+
+
+MANIFESTS = sorted(path.stem for path in (FOLDER / "splits").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_committed_manifest_is_compact_and_complete(name: str) -> None:
     path = FOLDER / "splits" / f"{name}.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     assert set(value) == {"rule", "splits", "task", "validation"}
-    assert path.read_text(encoding="utf-8") == json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n", (
-        "compact"
-    )
+    assert name.partition("-")[0] in tasks.names()
+    assert value["task"] == name
+    assert path.read_text(encoding="utf-8") == json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n"
+    count, listed = value["splits"]["validation"]["examples"], value["validation"]
+    assert (listed is None) == (count > tasks.LISTED)
+    if listed is not None:
+        assert listed == sorted(set(listed))
+        assert len(listed) == count
+        digest = hashlib.sha256("".join(f"{i}\n" for i in listed).encode()).hexdigest()
+        assert digest == value["splits"]["validation"]["sha256"]
+
+
+HELD_OUT = [name for name in MANIFESTS if tasks.HOLD_OUT_RULE in (FOLDER / "splits" / f"{name}.json").read_text()]
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_a_committed_manifest_follows_its_own_rule(name: str) -> None:
+    path = FOLDER / "splits" / f"{name}.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    total = value["splits"]["validation"]["examples"] + value["splits"]["train"]["examples"]
     validation = value["validation"]
-    assert validation == sorted(set(validation))
-    assert len(validation) == value["splits"]["validation"]["examples"]
-    assert (
-        hashlib.sha256("".join(f"{i}\n" for i in validation).encode()).hexdigest()
-        == (value["splits"]["validation"]["sha256"])
-    )
-    assert all(i.startswith("train/") for i in validation), "validation is held out of the official training set"
+    if validation is None:  # too many to be listed: their ids are the rows of the file
+        ids = [f"train/{i}" for i in range(total)]
+        held = tasks.held_out(ids)
+        validation = [i for i, out in zip(ids, held, strict=True) if out]
+        train = [i for i, out in zip(ids, held, strict=True) if not out]
+        assert tasks.manifest("", {"train": train, "validation": validation})["splits"] == {
+            split: value["splits"][split] for split in ("train", "validation")
+        }
+    assert not [i for i in validation if i.startswith("test")], "validation is held out of the official training set"
     assert tasks.held_out(validation).all(), "by the rule and nothing else"
-    total = len(validation) + value["splits"]["train"]["examples"]
     expected, spread = total / 10, 4 * np.sqrt(total * 0.09)
     assert abs(len(validation) - expected) < spread, "one in ten, up to four standard deviations of a fair draw"
 
@@ -167,6 +196,21 @@ def test_a_manifest_ignores_order_and_refuses_an_id_twice() -> None:
     assert one["splits"]["train"] == {"examples": 2, "sha256": hashlib.sha256(b"a\nb\n").hexdigest()}
     with pytest.raises(TaskError, match="'a' occurs more than once"):
         tasks.manifest("r", {"train": ["a"], "validation": ["a"]})
+
+
+def test_a_legacy_manifest_may_use_an_example_in_two_splits() -> None:
+    splits = {"train": ["a"], "validation": ["b"], "test": ["b"]}
+    assert tasks.manifest("r", splits, legacy=True)["splits"]["test"]["examples"] == 1
+    with pytest.raises(TaskError, match="'b' occurs more than once"):
+        tasks.manifest("r", splits)
+    with pytest.raises(TaskError, match="'a' occurs more than once"):
+        tasks.manifest("r", splits | {"train": ["a", "a"]}, legacy=True)
+
+
+@given(st.integers(0, 3000), st.integers(0, 2**32 - 1))
+def test_the_permutation_is_that_of_torch(n: int, seed: int) -> None:
+    expected = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert tasks.permutation(n, seed).tolist() == expected.tolist()
 
 
 def test_other_splits_than_the_committed_ones_are_refused() -> None:
@@ -241,7 +285,8 @@ def test_the_description_of_tokens_and_of_pixels(tmp_path: Path) -> None:
     save(tmp_path / "pixels", pixels, three([[0, 255]], [1]), 256)
     meta = {name: json.loads((tmp_path / name / "meta.json").read_text()) for name in ("tokens", "pixels")}
     assert meta["tokens"] == {
-        "task": "toy", "kind": "classification", "classes": 3, "metrics": ["accuracy"], "inputs": "tokens",
+        "task": "toy", "title": "Toy", "sources": [], "protocol": "clean", "channels": 1, "pairs": False,
+        "submission": False, "kind": "classification", "classes": 3, "metrics": ["accuracy"], "inputs": "tokens",
         "vocabulary": 20, "pad": 0, "mask": 19, "eos": None, "length": 9,
         "pretraining": {"ratio": 0.15, "loss": "cross-entropy"},
     }  # fmt: skip
@@ -283,6 +328,59 @@ def test_token_lists_cover_the_tokens(tmp_path: Path) -> None:
     broken = dataclasses.replace(good["test"], offsets=np.array([0, 1]))
     with pytest.raises(TaskError, match="toy/test: the token lists do not cover the 2 tokens"):
         save(tmp_path, SPEC, good | {"test": broken}, 20)
+
+
+def test_a_split_in_parts_is_written_batch_by_batch(tmp_path: Path) -> None:
+    """The parts may be more than memory holds; what is described and listed is their sum."""
+    whole = examples("train", [[1], [2, 3], [4, 5, 6]], [0, 1, 2])
+    parts = [
+        Examples(whole.ids[a:b], whole.tokens[i:j], whole.offsets[a : b + 1] - i, whole.labels[a:b])
+        for a, b, i, j in ((0, 1, 0, 1), (1, 3, 1, 6))
+    ]
+    rest = {split: examples(split, [[7]], [1]) for split in SPLITS[1:]}
+    expected = save(tmp_path / "whole", SPEC, {"train": whole, **rest}, 20)
+    assert tasks.write(
+        tmp_path / "parts", "toy", SPEC, {"train": iter(parts), **rest}, vocabulary=20, eos=None, length=9, rule="r"
+    ) == expected  # fmt: skip
+    with pa.memory_map(str(tmp_path / "parts" / "train.arrow")) as file:
+        reader = pa.ipc.open_file(file)
+        assert reader.num_record_batches == 2
+        assert reader.read_all().to_pydict()["tokens"] == [[1], [2, 3], [4, 5, 6]]
+    for name in ("meta.json", "splits.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(TaskError, match="toy/train: a split has at least one example, got none"):
+        tasks.write(tmp_path / "none", "toy", SPEC, {"train": iter(()), **rest}, vocabulary=20, eos=None, length=9,
+                    rule="r")  # fmt: skip
+
+
+def test_pairs_channels_and_hidden_labels_are_described(tmp_path: Path) -> None:
+    pairs = dataclasses.replace(SPEC, pairs=True)
+    one = dataclasses.replace(
+        examples("x", [[1, 2], [3]], [0, 1]), second=np.array([4, 5, 6, 7]), second_offsets=np.array([0, 1, 4])
+    )
+    splits = {split: dataclasses.replace(one, ids=[f"{split}/{i}" for i in range(2)]) for split in SPLITS}
+    summary = save(tmp_path / "pairs", pairs, splits, 20)
+    assert summary["splits"]["train"]["lengths"] == {"min": 1, "mean": 7 / 4, "max": 3}
+    with pa.memory_map(str(tmp_path / "pairs" / "test.arrow")) as file:
+        table = pa.ipc.open_file(file).read_all()
+        assert table.schema.names == ["id", "tokens", "second", "label"]
+        assert table.to_pydict()["second"] == [[4], [5, 6, 7]]
+    with pytest.raises(TaskError, match=r"toy/train: a token is one of 1 to 5, got 4 to 7"):
+        save(tmp_path / "bad", pairs, splits, 7)
+
+    hidden = {"submission": examples("submission", [[1], [2]], [-1, -1])}
+    summary = save(tmp_path / "hidden", SPEC, three([[1]], [2]) | hidden, 20)
+    assert "labels" not in summary["splits"]["submission"], "nothing is said about hidden labels"
+    assert json.loads((tmp_path / "hidden" / "meta.json").read_text())["submission"] is True
+    with pytest.raises(TaskError, match="toy/submission: these labels are hidden"):
+        save(tmp_path / "shown", SPEC, three([[1]], [2]) | {"submission": examples("s", [[1]], [1])}, 20)
+
+    pixels = dataclasses.replace(SPEC, inputs="pixels", pretraining=Pretraining(0.5, "l1"))
+    colour = {"vocabulary": 256, "eos": None, "length": 2, "rule": "r", "channels": 3}
+    summary = tasks.write(tmp_path / "rgb", "toy", pixels, three([[0, 1, 2, 3, 4, 255]], [1]), **colour)
+    assert summary["splits"]["test"]["lengths"] == {"min": 2, "mean": 2.0, "max": 2}, "positions, not numbers"
+    with pytest.raises(TaskError, match="toy/train: a position has 3 tokens"):
+        tasks.write(tmp_path / "odd", "toy", pixels, three([[0, 1, 2, 3]], [1]), **colour)
 
 
 def test_splits_are_complete_and_in_order(tmp_path: Path) -> None:

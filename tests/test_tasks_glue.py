@@ -377,11 +377,14 @@ def test_limits_keep_nested_subsets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_real_files_are_prepared(task: str, mirror: Path, tmp_path: Path) -> None:
     """Totals and the committed manifest are asserted inside prepare."""
-    config = Config(length=64, vocabulary=1000, train=300, validation=40, test=50)
+    config = Config(length=64, vocabulary=1000, train=300, validation=40, test=50, submission=20)
     summary = tasks.load(task).prepare(config, {task: mirror / "glue" / FOLDERS[task]}, tmp_path)
     assert {split: value["examples"] for split, value in summary["splits"].items()} == {
-        "train": 300, "validation": 40, "test": 50,
+        "train": 300, "validation": 40, "test": 50, "submission": 20,
     }  # fmt: skip
+    hidden = rows_of(tmp_path, "submission")
+    assert set(hidden["label"]) == {-1}, "GLUE hides these labels"
+    assert all(name.startswith("test/") for name in hidden["id"])
     assert {name: value["rows"] for name, value in summary["official"].items()} == {
         split: rows for split, (rows, _) in PUBLISHED[task].items()
     }

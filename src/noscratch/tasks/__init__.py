@@ -3,8 +3,13 @@
 A task turns raw files into three memory-mappable token tables, a description and a split manifest:
 
     {train,validation,test}.arrow   Arrow IPC file, uncompressed: id, tokens, label (table_schema)
+    submission.arrow                GLUE alone: the benchmark's own test sets, labels hidden (-1), to be predicted last
     meta.json                       what a model must know: kind, classes, metrics, vocabulary, special ids, length
     splits.json                     which examples are in which split: the rule, count and sha256 over the sorted ids
+
+A task has variants: `image-jpeg` in params.yaml is image.py under another Config. A variant may name its `source`, one
+that takes the place of SPEC.sources, and say `partial: true` where a partial form of the source will do; any other
+task is blocked by a source that is there in part only.
 
 The same configuration and raw files give the same bytes, whatever the machine.
 """
@@ -17,7 +22,7 @@ import importlib
 import json
 import math
 import pkgutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,12 +35,15 @@ from numpy.typing import NDArray
 from noscratch.errors import NoscratchError
 
 SPLITS = ("train", "validation", "test")
+SUBMISSION = "submission"
 PAD = 0
+BATCH_TOKENS = 2**28  # most tokens of one record batch that tasks write, which bounds memory
 
 # Holding out and keeping a prefix are pure functions of an example's id, so that no list has to be drawn or stored.
 HOLD_OUT_SEED = 0
 HOLD_OUT_SHARE = 10  # one in ten
 ORDER_SEED = 1
+LISTED = 10_000  # a committed manifest lists the validation ids up to this number, and their digest in any case
 HOLD_OUT_RULE = (
     f"validation: the official training examples for which sha256('{HOLD_OUT_SEED}:' + id), read as a big-endian "
     f"number, is below 2**256 / {HOLD_OUT_SHARE}; train: the other official training examples"
@@ -57,7 +65,8 @@ class Pretraining:
 @dataclass(frozen=True)
 class Spec:
     """What is fixed about a task. `sources` is empty where the data are generated; `classes` is 1 for regression;
-    the first of `metrics` is the primary one (names of noscratch.metrics)."""
+    the first of `metrics` is the primary one (names of noscratch.metrics); `pairs`: an example is two texts, each
+    encoded alone; protocol: "clean", or "legacy" where a paper's own rule is kept."""
 
     title: str
     sources: tuple[str, ...]
@@ -67,7 +76,8 @@ class Spec:
     inputs: Literal["tokens", "pixels"]
     pretraining: Pretraining
     citation: str
-    protocol: str = "clean"
+    pairs: bool = False
+    protocol: Literal["clean", "legacy"] = "clean"
 
 
 class Task(Protocol):
@@ -123,13 +133,29 @@ def prefix(ids: Sequence[str], limit: int) -> NDArray[np.int64]:
     return np.sort(rows[order[:limit]])
 
 
-def manifest(rule: str, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def permutation(n: int, seed: int) -> NDArray[np.int64]:
+    """torch.randperm(n, generator=torch.Generator().manual_seed(seed)) without torch: what `random_split` draws from.
+
+    Both libraries seed the same Mersenne Twister; the shuffle is Fisher and Yates' with one 32-bit draw per place.
+    """
+    generator = np.random.MT19937()
+    generator.state = cast(Any, np.random.RandomState(seed).get_state(legacy=False))
+    order = list(range(n))
+    for i, draw in enumerate(generator.random_raw(max(n - 1, 0)).tolist()):
+        j = i + draw % (n - i)
+        order[i], order[j] = order[j], order[i]
+    return np.array(order, np.int64)
+
+
+def manifest(rule: str, splits: Mapping[str, Sequence[str]], legacy: bool = False) -> dict[str, Any]:
     """The split manifest: the rule and, for each split, the number of examples and the sha256 over the sorted ids
-    (UTF-8, each followed by a line feed). An id that occurs twice is an error."""
-    every = sorted(name for ids in splits.values() for name in ids)
-    twice = next((name for name, following in pairwise(every) if name == following), None)
-    if twice is not None:
-        raise TaskError(f"an id names one example of one split, but {twice!r} occurs more than once")
+    (UTF-8, each followed by a line feed). An id that occurs twice is an error: in any two splits, or (`legacy`, where
+    the test set may serve for selection) in one."""
+    for group in [[ids] for ids in splits.values()] if legacy else [list(splits.values())]:
+        every = sorted(name for ids in group for name in ids)
+        twice = next((name for name, following in pairwise(every) if name == following), None)
+        if twice is not None:
+            raise TaskError(f"an id names one example of one split, but {twice!r} occurs more than once")
     return {
         "rule": rule,
         "splits": {
@@ -142,20 +168,22 @@ def manifest(rule: str, splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     }
 
 
-def committed(task: str, rule: str, splits: Mapping[str, Sequence[str]]) -> str:
-    """The text of splits/<task>.json: the manifest of the full splits with the sorted validation ids, compact JSON."""
-    value = {**manifest(rule, splits), "task": task, "validation": sorted(splits["validation"])}
+def committed(task: str, rule: str, splits: Mapping[str, Sequence[str]], legacy: bool = False) -> str:
+    """The text of splits/<task>.json: the manifest of the full splits with the sorted validation ids (null where they
+    are more than LISTED: the rule gives them, the digest holds them), compact JSON."""
+    listed = sorted(splits["validation"]) if len(splits["validation"]) <= LISTED else None
+    value = {**manifest(rule, splits, legacy), "task": task, "validation": listed}
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
-def check_manifest(task: str, rule: str, splits: Mapping[str, Sequence[str]]) -> None:
+def check_manifest(task: str, rule: str, splits: Mapping[str, Sequence[str]], legacy: bool = False) -> None:
     """Assert that the full splits (before any limit) are those of the committed manifest splits/<task>.json."""
     path = Path(__file__).parent / "splits" / f"{task}.json"
     if not path.is_file():
         raise TaskError(
             f"{task}: no committed manifest tasks/splits/{task}.json; commit what tasks.committed() returns"
         )
-    expected, got = json.loads(path.read_text(encoding="utf-8")), json.loads(committed(task, rule, splits))
+    expected, got = json.loads(path.read_text(encoding="utf-8")), json.loads(committed(task, rule, splits, legacy))
     for key in sorted(expected | got):
         if expected.get(key) != got.get(key):
             raise TaskError(
@@ -191,47 +219,65 @@ def duplicates(
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one split, in order: n ids, their tokens end to end, and where each begins and ends.
+    """Examples of one split, in order: n ids, their tokens end to end, and where each begins and ends.
 
     `tokens` is flat, `offsets` has n + 1 entries (example i is tokens[offsets[i]:offsets[i + 1]]), `labels` has n.
+    second, second_offsets: the other text of each example, where the task is one of pairs.
     """
 
     ids: Sequence[str]
     tokens: NDArray[Any]
     offsets: NDArray[Any]
     labels: NDArray[Any]
+    second: NDArray[Any] | None = None
+    second_offsets: NDArray[Any] | None = None
 
 
 def write(
     out: Path,
     task: str,
     spec: Spec,
-    splits: Mapping[str, Examples],
+    splits: Mapping[str, Examples | Iterable[Examples]],
     *,
     vocabulary: int,
     eos: int | None,
     length: int,
     rule: str,
+    channels: int = 1,
 ) -> dict[str, Any]:
-    """Write the three tables, meta.json and splits.json into the folder `out`; return the summary.
+    """Write the tables, meta.json and splits.json into the folder `out`; return the summary.
 
-    vocabulary: number of ids, special ones included: pad is 0 and, for tokens, mask is vocabulary - 1.
-    length: the most tokens that an example may have; a longer one, an empty one or an id outside is an error.
-    Summary: examples, label counts (mean, least and greatest for a regression) and token lengths of each split.
+    splits: each split at once, or in parts that are written as they come (one record batch each, so that a split need
+    not fit into memory). vocabulary: number of ids, special ones included: pad is 0 and, for tokens, mask is
+    vocabulary - 1. channels: numbers at each position (3 for red, green and blue, which follow one another in tokens).
+    length: the most positions that an example may have; a longer one, an empty one or an id outside is an error.
+    Summary: examples, label counts (mean, least and greatest for a regression) and lengths of each split.
     """
-    if tuple(splits) != SPLITS:
+    if tuple(splits) not in (SPLITS, (*SPLITS, SUBMISSION)):
         raise TaskError(f"{task}: the splits are {', '.join(SPLITS)} in this order, got {', '.join(splits)}")
     out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {}
-    for split, examples in splits.items():
-        summary[split] = _describe(f"{task}/{split}", spec, examples, vocabulary, length)
-        _write_table(out / f"{split}.arrow", examples, table_schema(spec, vocabulary))
+    ids: dict[str, list[str]] = {}
+    schema = table_schema(spec, vocabulary)
+    for split, parts in splits.items():
+        described = _Described(f"{task}/{split}", spec, vocabulary, length, channels, split != SUBMISSION)
+        with pa.OSFile(str(out / f"{split}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for part in (parts,) if isinstance(parts, Examples) else parts:
+                described.add(part)
+                writer.write_batch(_record_batch(part, schema))
+        summary[split], ids[split] = described.summary(), described.ids
     meta = {
         "task": task,
+        "title": spec.title,
+        "sources": list(spec.sources),
+        "protocol": spec.protocol,
         "kind": spec.kind,
         "classes": spec.classes,
         "metrics": list(spec.metrics),
         "inputs": spec.inputs,
+        "channels": channels,
+        "pairs": spec.pairs,
+        "submission": SUBMISSION in splits,
         "vocabulary": vocabulary,
         "pad": PAD,
         "mask": vocabulary - 1 if spec.inputs == "tokens" else None,
@@ -240,7 +286,7 @@ def write(
         "pretraining": {"ratio": spec.pretraining.ratio, "loss": spec.pretraining.loss},
     }
     write_json(out / "meta.json", meta)
-    write_json(out / "splits.json", manifest(rule, {split: examples.ids for split, examples in splits.items()}))
+    write_json(out / "splits.json", manifest(rule, ids, spec.protocol == "legacy"))
     return {"vocabulary": vocabulary, "length": length, "splits": summary}
 
 
@@ -249,64 +295,107 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _describe(where: str, spec: Spec, examples: Examples, vocabulary: int, length: int) -> dict[str, Any]:
-    """Check one split and sum it up."""
-    n = len(examples.ids)
-    lengths = np.diff(examples.offsets)
-    if n == 0 or examples.labels.shape != (n,) or examples.offsets.shape != (n + 1,):
-        raise TaskError(
-            f"{where}: a split has one label and one token list for each of its examples and at least one example, "
-            f"got {n} ids, {len(examples.labels)} labels, {len(lengths)} token lists"
-        )
-    if examples.offsets[0] != 0 or examples.offsets[-1] != len(examples.tokens):
-        raise TaskError(f"{where}: the token lists do not cover the {len(examples.tokens)} tokens")
-    if lengths.min() < 1 or lengths.max() > length:
-        raise TaskError(f"{where}: an example has 1 to {length} tokens, got {lengths.min()} to {lengths.max()}")
-    # Among tokens the first id is padding and the last one the mask: neither ever occurs in the data.
-    least, most = (1, vocabulary - 2) if spec.inputs == "tokens" else (0, vocabulary - 1)
-    if examples.tokens.min() < least or examples.tokens.max() > most:
-        raise TaskError(
-            f"{where}: a token is one of {least} to {most}, got {examples.tokens.min()} to {examples.tokens.max()}"
-        )
-    described: dict[str, Any] = {
-        "examples": n,
-        "tokens": int(lengths.sum()),
-        "lengths": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
-    }
-    labels = examples.labels
-    if spec.kind == "regression":
-        mean = math.fsum(labels.tolist()) / n
-        described["labels"] = {"min": float(labels.min()), "mean": mean, "max": float(labels.max())}
+class _Described:
+    """What is checked about the parts of one split, and their sum."""
+
+    def __init__(self, where: str, spec: Spec, vocabulary: int, length: int, channels: int, labelled: bool) -> None:
+        self.where, self.spec, self.vocabulary, self.length = where, spec, vocabulary, length
+        self.channels, self.labelled = channels, labelled
+        self.ids: list[str] = []
+        self.positions = self.longest = 0
+        self.shortest = length
+        self.counts = np.zeros(spec.classes, np.int64)
+        self.values: list[float] = []
+
+    def add(self, part: Examples) -> None:
+        n = len(part.ids)
+        texts = [(part.tokens, part.offsets)]
+        if self.spec.pairs:
+            assert part.second is not None
+            assert part.second_offsets is not None
+            texts.append((part.second, part.second_offsets))
+        if n == 0 or part.labels.shape != (n,) or any(offsets.shape != (n + 1,) for _, offsets in texts):
+            raise TaskError(
+                f"{self.where}: a split has one label and one token list for each of its examples and at least one "
+                f"example, got {n} ids, {len(part.labels)} labels, {len(part.offsets) - 1} token lists"
+            )
+        for tokens, offsets in texts:
+            self._add_tokens(tokens, offsets)
+        if self.labelled:
+            self._add_labels(part.labels)
+        elif (part.labels != -1).any():
+            raise TaskError(f"{self.where}: these labels are hidden and stored as -1, got others")
+        self.ids += part.ids
+
+    def _add_tokens(self, tokens: NDArray[Any], offsets: NDArray[Any]) -> None:
+        if offsets[0] != 0 or offsets[-1] != len(tokens):
+            raise TaskError(f"{self.where}: the token lists do not cover the {len(tokens)} tokens")
+        lengths, odd = np.divmod(np.diff(offsets), self.channels)
+        if odd.any():
+            raise TaskError(f"{self.where}: a position has {self.channels} tokens, got lists of other lengths")
+        if lengths.min() < 1 or lengths.max() > self.length:
+            raise TaskError(
+                f"{self.where}: an example has 1 to {self.length} tokens, got {lengths.min()} to {lengths.max()}"
+            )
+        # Among tokens the first id is padding and the last one the mask: neither ever occurs in the data.
+        least, most = (1, self.vocabulary - 2) if self.spec.inputs == "tokens" else (0, self.vocabulary - 1)
+        if tokens.min() < least or tokens.max() > most:
+            raise TaskError(f"{self.where}: a token is one of {least} to {most}, got {tokens.min()} to {tokens.max()}")
+        self.positions += int(lengths.sum())
+        self.shortest = min(self.shortest, int(lengths.min()))
+        self.longest = max(self.longest, int(lengths.max()))
+
+    def _add_labels(self, labels: NDArray[Any]) -> None:
+        if self.spec.kind == "regression":
+            self.values += labels.tolist()
+        elif labels.min() < 0 or labels.max() >= self.spec.classes:
+            raise TaskError(
+                f"{self.where}: a label is one of 0 to {self.spec.classes - 1}, got {labels.min()} to {labels.max()}"
+            )
+        else:
+            self.counts += np.bincount(labels, minlength=self.spec.classes)
+
+    def summary(self) -> dict[str, Any]:
+        n = len(self.ids)
+        if n == 0:
+            raise TaskError(f"{self.where}: a split has at least one example, got none")
+        texts = 2 * n if self.spec.pairs else n
+        described: dict[str, Any] = {
+            "examples": n,
+            "tokens": self.positions,
+            "lengths": {"min": self.shortest, "mean": self.positions / texts, "max": self.longest},
+        }
+        if self.labelled and self.spec.kind == "regression":
+            mean = math.fsum(self.values) / n
+            described["labels"] = {"min": min(self.values), "mean": mean, "max": max(self.values)}
+        elif self.labelled:
+            described["labels"] = {str(c): count for c, count in enumerate(self.counts.tolist())}
         return described
-    if labels.min() < 0 or labels.max() >= spec.classes:
-        raise TaskError(f"{where}: a label is one of 0 to {spec.classes - 1}, got {labels.min()} to {labels.max()}")
-    described["labels"] = {str(c): int(count) for c, count in enumerate(np.bincount(labels, minlength=spec.classes))}
-    return described
 
 
 def table_schema(spec: Spec, vocabulary: int) -> pa.Schema:
-    """id: string; tokens: list of the smallest of uint8, uint16 that holds the vocabulary; label: int64, or float32
-    for a regression. Nothing is ever null."""
+    """id: string; tokens (and, of pairs, second): list of the smallest of uint8, uint16 that holds the vocabulary;
+    label: int64, or float32 for a regression. Nothing is ever null."""
     token = pa.field("item", pa.uint8() if vocabulary <= 2**8 else pa.uint16(), nullable=False)
     label = pa.float32() if spec.kind == "regression" else pa.int64()
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            pa.field("tokens", pa.list_(token), nullable=False),
+            *(pa.field(name, pa.list_(token), nullable=False) for name in ("tokens", "second")[: 1 + spec.pairs]),
             pa.field("label", label, nullable=False),
         ]
     )
 
 
-def _write_table(path: Path, examples: Examples, schema: pa.Schema) -> None:
-    """One Arrow IPC file with one record batch."""
+def _record_batch(part: Examples, schema: pa.Schema) -> pa.RecordBatch:
     tokens, label = schema.field("tokens").type, schema.field("label").type
-    values = pa.array(examples.tokens.astype(tokens.value_type.to_pandas_dtype(), copy=False))
-    offsets = pa.array(examples.offsets, pa.int32())
-    columns = [
-        pa.array(list(examples.ids), pa.string()),
-        pa.ListArray.from_arrays(offsets, values, type=tokens),
-        pa.array(examples.labels.astype(label.to_pandas_dtype(), copy=False)),
-    ]
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
+
+    def lists(values: NDArray[Any], offsets: NDArray[Any]) -> pa.ListArray:
+        array = pa.array(values.astype(tokens.value_type.to_pandas_dtype(), copy=False))
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), array, type=tokens)
+
+    columns = [pa.array(list(part.ids), pa.string()), lists(part.tokens, part.offsets)]
+    if part.second is not None and part.second_offsets is not None:
+        columns.append(lists(part.second, part.second_offsets))
+    columns.append(pa.array(part.labels.astype(label.to_pandas_dtype(), copy=False)))
+    return pa.record_batch(columns, schema=schema)
