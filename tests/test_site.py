@@ -193,6 +193,33 @@ def browser(tmp_path: Path) -> Browser:
 
 HARNESS = """<!doctype html><title>harness</title><body><pre id="out"></pre><script>
 const pages = PAGES, seen = {};
+const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const rgba = (colour) => {
+  canvas.clearRect(0, 0, 1, 1);
+  canvas.fillStyle = colour;
+  canvas.fillRect(0, 0, 1, 1);
+  const pixel = canvas.getImageData(0, 0, 1, 1).data;
+  return [pixel[0], pixel[1], pixel[2], pixel[3] / 255];
+};
+const over = (front, back) => [0, 1, 2].map((k) => front[k] * front[3] + back[k] * (1 - front[3]));
+const luminance = (colour) => {
+  const linear = colour.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+};
+const words = (each) => each.getClientRects().length
+  && [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+const contrast = (each) => {
+  const style = (node) => node.ownerDocument.defaultView.getComputedStyle(node);
+  const front = rgba(each.ownerSVGElement ? style(each).fill : style(each).color), layers = [];
+  for (let node = each; node; node = node.parentElement) {
+    front[3] *= Number(style(node).opacity);
+    layers.unshift(rgba(style(node).backgroundColor));
+  }
+  if (front[3] < 0.01) return 21;
+  const back = layers.reduce((below, layer) => over(layer, below), [255, 255, 255]);
+  const [low, high] = [luminance(over(front, back)), luminance(back)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
 const measure = (name) => new Promise((done) => {
   const frame = document.createElement("iframe");
   frame.style.cssText = "width:WIDTHpx;height:900px;border:0";
@@ -211,21 +238,23 @@ const measure = (name) => new Promise((done) => {
   document.getElementById("out").textContent = JSON.stringify(seen);
 })();
 </script>"""
-Visit = Callable[[Path, list[str], int, str], tuple[dict[str, Any], Path]]
+Visit = Callable[..., tuple[dict[str, Any], Path]]
 
 
 @pytest.fixture
 def visit(browser: Browser, tmp_path: Path) -> Visit:
-    """`visit(public, pages, width, look)` -> what `look` (JavaScript properties) sees in each page, and the net log."""
+    """`visit(public, pages, width, look, *flags)` -> what `look` (JavaScript) sees in each page, and the net log."""
 
-    def through_frames(public: Path, pages: list[str], width: int, look: str) -> tuple[dict[str, Any], Path]:
+    def through_frames(
+        public: Path, pages: list[str], width: int, look: str, *more: str
+    ) -> tuple[dict[str, Any], Path]:
         harness, log = public / "harness.html", tmp_path / "net.json"
         text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTH", str(width)).replace("LOOK", look)
         harness.write_text(text, encoding="utf-8")
         try:
             # A page from disk may not look into another one; the harness has to.
             flags = (f"--log-net-log={log}", "--disable-web-security", "--allow-file-access-from-files")
-            page = browser(harness.as_uri(), *flags)
+            page = browser(harness.as_uri(), *flags, *more)
         finally:
             harness.unlink()
         found = re.search(r'<pre id="out">(.+?)</pre>', page, re.DOTALL)
@@ -287,24 +316,38 @@ def test_the_browser_tests_would_see_a_request_and_an_error(browser: Browser, tm
         browser(page.as_uri())
 
 
+# What can be told of a page's accessibility without another tool: contrast (WCAG 2), names, order of headings.
 LOOK = """
       heading: page.querySelectorAll("h1").length,
       wide: root.scrollWidth,
+      scheme: page.body.dataset.mdColorScheme,
       hacked: Boolean(root.dataset.hacked),
-      unnamed: page.querySelectorAll("article svg[role=img]:not(:has(desc))").length,"""
+      unnamed: page.querySelectorAll("article svg[role=img]:not(:has(desc))").length
+        + [...page.querySelectorAll("article :is(a, button, select, input)")]
+          .filter((each) => !(each.textContent.trim() || each.ariaLabel || each.title || each.closest("label"))).length,
+      skipped: [...page.querySelectorAll("article :is(h1, h2, h3)")].map((each) => Number(each.tagName[1]))
+        .filter((level, k, levels) => k && level > levels[k - 1] + 1).length,
+      faint: [...page.querySelectorAll("article *")].filter((each) => words(each) && contrast(each) < 4.5)
+        .map((each) => each.outerHTML.slice(0, 120)),"""
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_every_kind_of_page_opens_from_disk_without_a_request(public: Path, visit: Visit, width: int) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(PHONE, "default"), (DESKTOP, "default"), (DESKTOP, "slate")])
+def test_every_kind_of_page_opens_from_disk_without_a_request(
+    public: Path, visit: Visit, width: int, scheme: str
+) -> None:
     hostile = sorted(path.relative_to(public).as_posix() for path in public.glob("generated/backbones/img-*.html"))
     assert len(hostile) == 1
     pages = [*KINDS, *hostile, "generated/runs/smoke-listops-s4d-scratch-seed-9.html"]
-    found, log = visit(public, pages, width, LOOK)
+    dark = ("--blink-settings=preferredColorScheme=0", "--force-dark-mode") if scheme == "slate" else ()
+    found, log = visit(public, pages, width, LOOK, *dark)
     assert sorted(found) == sorted(pages)
     for name, seen in found.items():
         assert seen["heading"] == 1, name
         assert seen["wide"] <= width, f"{name} is {seen['wide']} wide"
+        assert seen["scheme"] == scheme, name
         assert not seen["hacked"], name
         assert not seen["unnamed"], name
+        assert not seen["skipped"], name
+        assert not seen["faint"], name
     assert not requests(log)
