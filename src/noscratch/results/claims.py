@@ -421,7 +421,8 @@ def _messages(
         key = ".".join(str(part) for part in detail["loc"])
         rule = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(detail["loc"][-1]), model.model_fields, n=1)
+            known = {**model.model_fields, **Test.model_fields, **Selector.model_fields}
+            near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
             rule = "no such key" + (f"; did you mean `{near[0]}`?" if near else "")
         elif detail["type"] == "missing":
             rule = "this key is required"

@@ -133,10 +133,13 @@ def collect(runs: Sequence[Path], reports: Path) -> None:
     _check_distinct(read)
     rows = [row for run in read for row in _rows(run)]
     rows.sort(key=lambda row: tuple(row[name] for name in KEY))
-    write_if_changed(reports / "results.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)))
-    metrics_json = json.dumps(_summary(rows), indent=2, sort_keys=True) + "\n"
-    write_if_changed(reports / "metrics.json", metrics_json.encode())
-    write_if_changed(reports / "curves.csv", _curves(read).encode())
+    content = {
+        "results.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)),
+        "metrics.json": (json.dumps(_summary(rows), indent=2, sort_keys=True) + "\n").encode(),
+        "curves.csv": _curves(read).encode(),
+    }
+    for name, report in content.items():  # only now: a refused record leaves the reports as they were
+        write_if_changed(reports / name, report)
 
 
 def read_results(path: Path) -> list[Row]:

@@ -1,0 +1,300 @@
+"""Judge: verdicts follow from results and claims alone; what may not settle a claim does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from noscratch.results import parquet_bytes
+from noscratch.results.claims import Trained, load
+from noscratch.results.collect import SCHEMA as RESULTS
+from noscratch.results.judge import KEY, SCHEMA, judge
+
+LEDGER = Path(__file__).resolve().parents[1] / "claims"
+HEAD = "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
+NOISE = (-0.0004, 0.0005, -0.0001, 0.0003, -0.0003)  # by seed
+
+Scores = Mapping[tuple[str, str, str], float]
+
+
+def claim(name: str, body: str, test: str = "{rule: equivalent, margin: 1.0, why: ours}", need: str = "") -> str:
+    return (
+        f"  - {{id: demo-{name}, version: 1, statement: S, where: Table 1, source: paper, status: S1, {body}, {need}\n"
+        f"     test: {test}, seeds: 3, tier: paper}}\n"
+    )
+
+
+SIGN = "{rule: greater, margin: 0, why: a sign}"
+ACCURACY = claim(
+    "accuracy", "kind: accuracy, unit: percent, cells: {backbone: s4, protocol: scratch}, values: {listops: 60}"
+)
+GAIN = claim(
+    "gain",
+    "kind: difference, unit: points, cells: {backbone: s4, protocol: spt-masked}, against: {protocol: scratch}, "
+    "values: {listops: 0, text: 0}",
+    SIGN,
+)
+MEAN = claim(
+    "mean",
+    "kind: accuracy, unit: percent, cells: {backbone: s4d, protocol: scratch}, "
+    "over: [listops, text], values: {mean: 70}",
+)
+BOTH = claim(
+    "both",
+    "kind: difference, unit: points, cells: {backbone: transformer, protocol: scratch}, "
+    "against: [{backbone: s4, protocol: scratch}, {backbone: s4d, protocol: scratch}], values: {listops: 0, text: 0}",
+    SIGN,
+    need="need: 1,",
+)
+RELATIVE = claim(
+    "relative",
+    "kind: difference, unit: relative-percent, cells: {backbone: s4, protocol: spt-masked}, "
+    "against: {protocol: scratch}, "
+    "values: {listops: 10}",
+    "{rule: equivalent, margin: 2, why: ours}",
+)
+SCORES = {
+    ("listops", "s4", "scratch"): 0.60,
+    ("text", "s4", "scratch"): 0.80,
+    ("listops", "s4", "spt-masked"): 0.66,
+    ("text", "s4", "spt-masked"): 0.85,
+    ("listops", "s4d", "scratch"): 0.60,
+    ("text", "s4d", "scratch"): 0.80,
+    ("listops", "transformer", "scratch"): 0.70,
+    ("text", "transformer", "scratch"): 0.50,
+}
+
+
+def rows(scores: Scores, tier: str = "paper", seeds: Iterable[int] = range(5), **changes: Any) -> list[dict[str, Any]]:
+    return [
+        dict.fromkeys(RESULTS.names)
+        | {
+            "tier": tier,
+            "task": task,
+            "backbone": backbone,
+            "protocol": protocol,
+            "seed": seed,
+            "phase": "finetune",
+            "split": "test",
+            "metric": "accuracy",
+            "primary": True,
+            "state": "done",
+            "reason": "",
+            "address": "0" * 12,
+            "pretrain_address": "",
+            "kernels": "{}",
+            "code": "current",
+            "degenerate": False,
+            "value": value
+            + float(np.random.default_rng([seed, *repr((task, backbone, protocol)).encode()]).normal(0, 5e-4)),
+        }
+        | changes
+        for (task, backbone, protocol), value in scores.items()
+        for seed in seeds
+    ]
+
+
+def write(folder: Path, results: list[dict[str, Any]], ledger: str | None = None) -> tuple[Path, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.parquet"
+    path.write_bytes(parquet_bytes(pa.Table.from_pylist(results, schema=RESULTS)))
+    if ledger is None:
+        return path, LEDGER
+    (folder / "demo.yaml").write_text(HEAD + ledger)
+    return path, folder
+
+
+def verdicts(folder: Path, results: list[dict[str, Any]], ledger: str | None = None) -> list[dict[str, Any]]:
+    judge(*write(folder, results, ledger), folder / "verdicts.parquet")
+    return pq.read_table(folder / "verdicts.parquet").to_pylist()
+
+
+def headlines(found: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["claim"].removeprefix("demo-"): row["verdict"] for row in found if row["level"] == "headline"}
+
+
+def test_supported(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, rows(SCORES), ACCURACY + GAIN + MEAN + BOTH + RELATIVE)
+    assert headlines(found) == dict.fromkeys(("accuracy", "gain", "mean", "both", "relative"), "supported")
+    by_name = {(row["claim"], row["quantity"]): row for row in found if row["level"] == "quantity"}
+    accuracy = by_name["demo-accuracy", "listops"]
+    assert accuracy["estimate"] == pytest.approx(60.0, abs=0.1)
+    assert accuracy["interval_low"] < accuracy["estimate"] < accuracy["interval_high"]
+    assert (accuracy["n"], accuracy["seeds"], accuracy["comparison"]) == (5, "[0, 1, 2, 3, 4]", "one sample")
+    assert (accuracy["region_low"], accuracy["region_high"], accuracy["missing"]) == (59.0, 61.0, "")
+    assert by_name["demo-gain", "text"]["comparison"] == "paired"
+    assert by_name["demo-gain", "text"]["region_high"] is None
+    assert by_name["demo-mean", "mean"]["estimate"] == pytest.approx(70.0, abs=0.1)
+    assert by_name["demo-relative", "listops"]["estimate"] == pytest.approx(10.0, abs=0.2)
+    assert by_name["demo-both", "text"]["verdict"] == "contradicted", "one of two is enough for the claim"
+    assert json.loads(by_name["demo-gain", "text"]["cells"]) == ["text/s4/spt-masked", "text/s4/scratch"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "change", "flipped"),
+    [
+        (("listops", "s4", "scratch"), 0.10, {"accuracy", "gain", "relative", "both"}),
+        (("text", "s4", "spt-masked"), -0.10, {"gain"}),
+        (("text", "s4d", "scratch"), 0.10, {"mean"}),
+        (("listops", "transformer", "scratch"), -0.20, {"both"}),
+    ],
+)
+def test_doctored_cell(tmp_path: Path, cell: tuple[str, str, str], change: float, flipped: set[str]) -> None:
+    """A store with one cell changed flips the claims that use the cell, and no other."""
+    ledger = ACCURACY + GAIN + MEAN + BOTH + RELATIVE
+    before = headlines(verdicts(tmp_path / "a", rows(SCORES), ledger))
+    after = headlines(verdicts(tmp_path / "b", rows({**SCORES, cell: SCORES[cell] + change}), ledger))
+    assert {name for name in before if before[name] != after[name]} == flipped
+    assert {after[name] for name in flipped} == {"contradicted"}
+
+
+def test_doctored_cell_in_the_ledger(tmp_path: Path) -> None:
+    """The same with the published ledger: only claims that name the cell can change."""
+    trained = [claim for paper in load(LEDGER) for claim in paper.claims if isinstance(claim, Trained)]
+    scores: dict[tuple[str, str, str], float] = {}
+    for claim in trained:
+        for quantity in claim.quantities:
+            if claim.kind == "accuracy" and claim.unit == "percent" and len(quantity.cells) == 1:
+                cell = quantity.cells[0]
+                scores.setdefault((cell.task, cell.backbone, cell.protocol), quantity.low / 100)
+    doctored = ("listops", "s4", "scratch")
+    before = headlines(verdicts(tmp_path / "a", rows(scores)))
+    after = headlines(verdicts(tmp_path / "b", rows({**scores, doctored: 0.2})))
+    uses = {
+        claim.id
+        for claim in trained
+        for quantity in claim.quantities
+        for cell in (*quantity.cells, *(cell for group in quantity.against for cell in group))
+        if str(cell) == "/".join(doctored)
+    }
+    changed = {name for name in before if before[name] != after[name]}
+    assert "s4-lra-repository" in changed
+    assert changed <= uses
+
+
+@pytest.mark.parametrize("tier", ["smoke", "mini"])
+def test_too_low_a_tier(tmp_path: Path, tier: str) -> None:
+    found = verdicts(tmp_path, rows(SCORES, tier), ACCURACY + GAIN)
+    assert set(headlines(found).values()) == {"not-run"}
+    for row in found:
+        if row["level"] == "quantity" and row["tier"] == tier:
+            assert row["verdict"] == "not-run"
+            assert row["missing"] == f"tier: paper (have {tier})"
+            assert row["indication"] == ("none" if tier == "smoke" else "towards")
+    assert {row["tier"] for row in found if row["level"] == "headline"} == {"paper"}
+
+
+def test_ledger_at_smoke(tmp_path: Path) -> None:
+    """Whatever smoke runs score, no claim that needs training is settled, and each says what is missing."""
+    scores = dict.fromkeys(product(("listops", "text"), ("transformer", "s4d"), ("scratch", "spt-masked")), 0.9)
+    found = verdicts(tmp_path, rows(scores, "smoke", seeds=range(1)))
+    trained = [row for row in found if row["kind"] in ("accuracy", "difference")]
+    assert {row["verdict"] for row in trained} == {"not-run"}
+    assert {row["indication"] for row in trained} == {"none"}
+    assert all(row["missing"] for row in trained)
+    here = [row for row in trained if row["claim"] == "spt-gain-per-task" and row["quantity"] == "listops"]
+    assert {row["tier"]: row["missing"] for row in here} == {
+        "smoke": "tier: paper (have smoke); seeds: 3 (have 1)",
+        "paper": "runs: listops/transformer/spt-masked at tier paper, listops/transformer/scratch at tier paper",
+    }
+    assert all(row["verdict"] == "supported" for row in found if row["kind"] == "conflict")
+
+
+def test_too_few_seeds(tmp_path: Path) -> None:
+    for seeds, indication in ((2, "towards"), (1, "unclear")):
+        [headline, row] = verdicts(tmp_path, rows(SCORES, seeds=range(seeds)), ACCURACY.replace("60", "60.0"))
+        assert headline["verdict"] == row["verdict"] == "inconclusive"
+        assert row["missing"] == f"seeds: 3 (have {seeds})"
+        if seeds == 1:
+            assert row["indication"] == indication
+            assert row["interval_low"] is None
+        assert row["p_support"] is None
+
+
+def test_failed_runs_are_not_left_out(tmp_path: Path) -> None:
+    cell = {("listops", "s4", "scratch"): 0.6}
+    bad = rows(cell, seeds=[4], state="diverged", value=None, reason="loss is not finite", primary=False, metric="")
+    [headline, row] = verdicts(tmp_path, rows(cell, seeds=range(4)) + bad, ACCURACY)
+    assert headline["verdict"] == row["verdict"] == "inconclusive"
+    assert row["missing"] == "runs that did not finish: listops/s4/scratch seed 4 diverged"
+
+
+def test_blocked(tmp_path: Path) -> None:
+    cell = {("listops", "s4", "scratch"): 0.6}
+    blocked = rows(cell, state="blocked", value=None, reason="403 from the host", primary=False, metric="")
+    [headline, row] = verdicts(tmp_path, blocked, ACCURACY)
+    assert headline["verdict"] == row["verdict"] == "blocked"
+    assert row["missing"] == "data: 403 from the host"
+
+
+def test_outside_the_grid(tmp_path: Path) -> None:
+    [headline, row] = verdicts(tmp_path, rows({("text", "s4", "scratch"): 0.6}), ACCURACY)
+    assert headline["verdict"] == row["verdict"] == "not-run"
+    assert headline["missing"] == row["missing"] == "outside the grid: listops/s4/scratch"
+
+
+def test_equal_seeds_leave_no_spread(tmp_path: Path) -> None:
+    """Three equal scores may be chance; only of constant predictions is it known why they agree."""
+    cell = {("listops", "s4", "scratch"): 0.6}
+    [headline, row] = verdicts(tmp_path / "a", rows(cell, value=0.6), ACCURACY)
+    assert headline["verdict"] == "inconclusive"
+    assert row["missing"].startswith("spread: ")
+    [headline, row] = verdicts(tmp_path / "b", rows(cell, value=0.6, degenerate=True), ACCURACY)
+    assert headline["verdict"] == "supported"
+    assert row["degenerate"] == 5
+
+
+def test_unshared_seeds_are_not_paired(tmp_path: Path) -> None:
+    cells = list(SCORES.items())
+    results = rows(dict(cells[:2])) + rows(dict(cells[2:4]), seeds=range(1, 5))
+    found = verdicts(tmp_path, results, GAIN)
+    assert {row["comparison"] for row in found if row["level"] == "quantity"} == {"welch"}
+    assert headlines(found) == {"gain": "supported"}
+
+
+def test_holm_within_the_paper(tmp_path: Path) -> None:
+    """A p-value that settles a claim alone does not settle it among twenty of the same strength."""
+    scores = {("listops", "s4", "scratch"): 0.60}
+    wide = [row | {"value": 0.60 + 8 * NOISE[row["seed"]]} for row in rows(scores)]
+    alone = [verdicts(tmp_path / "a", wide, ACCURACY)[1]]
+    many = "".join(ACCURACY.replace("demo-accuracy", f"demo-a{i}") for i in range(20))
+    among = [row for row in verdicts(tmp_path / "b", wide, many) if row["level"] == "quantity"]
+    assert all(row["p_support"] == pytest.approx(min(1.0, 20 * alone[0]["p_support"])) for row in among)
+
+
+def test_measured_claims_wait_for_a_measurement(tmp_path: Path) -> None:
+    ledger = (
+        "  - {id: demo-speed, version: 1, statement: S, where: T, source: paper, status: S1,\n"
+        "     kind: efficiency, unit: ratio,\n"
+        "     backbones: [s4, bert], values: {length-1024: 1.6}, seeds: 5, device: gpu,\n"
+        "     test: {rule: equivalent, margin_percent: 10, why: ours}}\n"
+    )
+    [headline, row] = verdicts(tmp_path, rows({("text", "s4", "scratch"): 0.6}), ledger)
+    assert headline["verdict"] == "not-run"
+    assert row["missing"] == "outside the grid: bert; measurement: a bench record with 5 repetitions; device: gpu"
+    assert (row["tier"], row["region_low"], row["region_high"]) == ("none", pytest.approx(1.44), pytest.approx(1.76))
+
+
+def test_table(tmp_path: Path) -> None:
+    """Schema, key and bytes: the order of the results does not matter, and a second run changes nothing."""
+    results = rows(SCORES)
+    judge(*write(tmp_path / "a", results), tmp_path / "a.parquet")
+    judge(*write(tmp_path / "b", results[::-1]), tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    keys = [tuple(row[name] for name in KEY) for row in table.to_pylist()]
+    assert keys == sorted(set(keys))
+    ids = {claim.id for paper in load(LEDGER) for claim in paper.claims}
+    assert {row["claim"] for row in table.to_pylist() if row["level"] == "headline"} == ids
+    before = (tmp_path / "a.parquet").stat().st_mtime_ns
+    judge(tmp_path / "a" / "results.parquet", LEDGER, tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_mtime_ns == before
