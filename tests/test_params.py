@@ -54,7 +54,11 @@ MISTAKES: list[tuple[Callable[[dict[str, Any], Any], None], Any, list[str]]] = [
     (put("run", "tier"), "tiny", ["run.tier", "'tiny'", "smoke"]),
     (put("run", "threads"), 0, ["run.threads", "greater than 0", "got 0"]),
     (put("run", "threads"), "two", ["run.threads", "got 'two'"]),
-    (put("backbones", "transfomer"), {}, ["backbones.transfomer", "'transfomer'", "s4d", "Did you mean 'transformer'?"]),
+    (
+        put("backbones", "transfomer"),
+        {},
+        ["backbones.transfomer", "'transfomer'", "s4d", "Did you mean 'transformer'?"],
+    ),
     (put("backbones", "s4d"), {"initt": "inv"}, ["backbones.s4d.initt", "Did you mean 'init'?"]),
     (put("tasks", "listop"), {}, ["tasks.listop", "Did you mean 'listops'?"]),
     (put("tasks", "cola"), {"lenght": 3}, ["tasks.cola.lenght", "Did you mean 'length'?"]),

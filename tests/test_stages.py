@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from noscratch import availability, params, stages, train, yaml_reader
+from noscratch import availability, params, passport, stages, train, yaml_reader
 from noscratch.errors import NoscratchError
 from noscratch.plan import Job, Plan
 from noscratch.store import PROVENANCE, RECORD, Store, read_record, sha256_of
@@ -28,6 +28,7 @@ def plan() -> Plan:
 def store(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store whose ListOps is prepared (by a stand-in, since nothing here reads it)."""
     monkeypatch.delenv(stages.MIRROR, raising=False)
+    monkeypatch.setattr(passport, "check", lambda device, cache: {"digest": f"of {device}"})
     store = Store(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(stages, "_prepare", lambda *_: {"splits": {}})
@@ -65,6 +66,7 @@ def test_a_record_holds_what_a_reader_needs(store: Store, plan: Plan, monkeypatc
     assert not any(store.data.glob("checkpoints/*")), "checkpoints go when the result stands"
     provenance = json.loads((store.path(job) / PROVENANCE).read_text())
     assert {"commit", "device", "libraries", "seconds", "started"} <= provenance.keys()
+    assert provenance["passport"] == "of cpu"
     assert str(store.root) not in json.dumps(record), "a record names no path of its machine"
 
 
@@ -115,6 +117,20 @@ def test_an_error_or_a_stop_publishes_nothing(store: Store, plan: Plan, monkeypa
             stages.run_job(store, plan, job)
         assert not store.has(job)
         assert store.leftovers() == []
+
+
+def test_a_device_that_fails_the_self_test_is_refused(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(device: str, cache: Path) -> dict[str, Any]:
+        raise NoscratchError(f"Jobs run only where every kernel gives its known answers; on {device} scan.lru does not")
+
+    monkeypatch.setattr(passport, "check", fail)
+    training(monkeypatch, lambda *_, **__: pytest.fail("trained on a failing device"))
+    job = the(plan, "pretrain", "spt-masked")
+    with pytest.raises(NoscratchError, match="known answers"):
+        stages.run_job(store, plan, job)
+    assert not store.has(job)
 
 
 def test_what_a_job_needs_must_stand(store: Store, plan: Plan) -> None:

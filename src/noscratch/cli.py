@@ -360,6 +360,26 @@ def _summary(store: Store, the_plan: Plan) -> None:
 
 
 @app.command()
+def passport(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Test every kernel and backend on a device against known answers; training jobs ask for the same, cached.
+
+    Example: noscratch passport --device cuda
+    """
+    from noscratch.passport import check
+
+    report = check(device, Store(Path.cwd()).data / "passports")
+    table = Table("kernel", "backend", "dtype", "worst", "rms", "allowed", box=None, pad_edge=False)
+    for kernel, backends in report["worst"].items():
+        for backend, dtypes in backends.items():
+            for dtype, error in dtypes.items():
+                table.add_row(kernel, backend, dtype, *(f"{error[key]:.1e}" for key in ("max", "rms", "allowed")))
+    out.print(table)
+    out.print(f"every kernel gives its known answers; digest {report['digest'][:12]}")
+
+
+@app.command()
 def gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> None:
     """Remove from the store what the present plan does not name, and what killed jobs left.
 

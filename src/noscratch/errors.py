@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class NoscratchError(Exception):
-    """A mistake in settings, data or environment that the user can mend; the command line prints it without a traceback."""
+    """A mistake in settings, data or environment that the user can mend.
+
+    The command line prints it without a traceback.
+    """

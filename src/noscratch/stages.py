@@ -70,7 +70,7 @@ def run_job(
             elif job.kind == "prepare":
                 result = _prepare(job, inputs, out)
             else:
-                result = _train(store, plan, job, inputs, out, where, stop_after, progress)
+                result, extra = _train(store, plan, job, inputs, out, where, stop_after, progress)
         except _Ends as end:
             state, reason = end.state, end.reason
         digests = {role: sha256_of(folder / RECORD) for role, folder in inputs.items()}
@@ -128,13 +128,14 @@ def _train(
     where: str,
     stop_after: float | None,
     progress: bool,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     slot = devices.gpu_slot(store.data / ".slots", devices.gpu_count()) if where == "cuda" else nullcontext()
     with slot:
-        from noscratch import train  # after the slot: it fixes which GPU CUDA sees
+        from noscratch import passport, train  # after the slot: it fixes which GPU CUDA sees
 
+        tested = passport.check(where, store.data / "passports")
         try:
-            return train.run(
+            result = train.run(
                 dict(job.settings),
                 prepared=inputs["prepared"],
                 out=out,
@@ -147,3 +148,4 @@ def _train(
             )
         except train.Diverged as diverged:
             raise _Ends("diverged", str(diverged)) from None
+    return result, {"passport": tested["digest"]}

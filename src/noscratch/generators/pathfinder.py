@@ -4,7 +4,7 @@ Two snakes of dashes ("paddles") are grown together, shorter distractor snakes a
 the two ends of one snake (label 1) or one of each (label 0). The algorithm is drewlinsley/pathfinder's, commit ab9c130,
 with everything in it that shapes the images: coordinates rounded up, the squared-cosine law of turning, occupancy that
 lags one paddle behind, both snakes thrown away when one gets stuck, directions that no seed can take where the margin
-is 1, and the brightness stretch of each image.
+is 1, and the brightness stretch of each image. Given the original's random draws, it is the original byte for byte.
 
 What makes it fast: a seed points in one of 360 directions and any later paddle ends at one of the few pixels round its
 anchor, so every direction, move, turn weight and antialiased stamp comes from a finite table, and growing a snake
@@ -124,14 +124,18 @@ def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int 
 
 
 class Tables(NamedTuple):
-    """All that depends on the resolution and the margin alone. D directions: 360 whole degrees from -180, then the C
-    directions from an anchor to the pixels on the circle round it. Moves and offsets are (y, x)."""
+    """All that depends on the resolution and the margin alone.
+
+    D directions: 360 whole degrees from -180, then the C directions from an anchor to the pixels on the circle round it.
+    Moves and offsets are (y, x). Moves are float64 and rounded up where they end, noise and all: cos(pi/2) > 0, so near
+    the upper and left borders, which snakes like to follow, a straight move ends one pixel aside.
+    """
 
     lines: np.ndarray  # (D, S, S) uint8: a paddle drawn from the middle of its stamp; backwards for circle directions
     areas: np.ndarray  # (D, S, S) uint8: the ground that it occupies
-    ends: np.ndarray  # (D, 2): from the middle of a paddle's stamp to its other end
-    pivots: np.ndarray  # (360, 2): from a seed's tail to its pivot
-    moves: np.ndarray  # (D, 2): from one anchor to the next
+    ends: np.ndarray  # (D, 2) float64: from the middle of a paddle's stamp to its other end
+    pivots: np.ndarray  # (360, 2) float64: from a seed's head to its pivot
+    moves: np.ndarray  # (D, 2) float64: from one anchor to the next
     circle: np.ndarray  # (C, 2): from an anchor to its candidate heads
     turns: np.ndarray  # (D, C): weight of a turn, in 2^-20
     ring: np.ndarray  # (360, 2) float64: from the first snake's tail to the second's, not rounded
@@ -167,7 +171,7 @@ def _tables(size: int, margin: int) -> Tables:
         lines,
         areas,
         np.array([_move(p.length, angle) for angle in drawn]),
-        np.array([np.add(_move(p.length, angle), _move(-reach, angle)) for angle in degrees]),
+        np.array([_move(reach, angle + pi if angle < 0 else angle - pi) for angle in degrees]),
         np.array([_move(p.length + 2 * margin, angle) for angle in degrees + angles]),
         circle,
         turns,
@@ -196,9 +200,8 @@ def _is_sound(feet: np.ndarray) -> bool:
     return all((np.multiply(feet, corner) >= 0).all(1).any() for corner in ((1, 1), (1, -1), (-1, 1), (-1, -1)))
 
 
-def _move(distance: float, angle: float) -> tuple[int, int]:
-    """A step rounded up to whole pixels; the 1e-9 keeps what is whole but for rounding noise."""
-    return ceil(distance * sin(angle) - 1e-9), ceil(distance * cos(angle) - 1e-9)
+def _move(distance: float, angle: float) -> tuple[float, float]:
+    return distance * sin(angle), distance * cos(angle)
 
 
 def _paddle_stamps(p: Parameters, margin: int, angles: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +212,7 @@ def _paddle_stamps(p: Parameters, margin: int, angles: list[float]) -> tuple[np.
     for drawn, angle in zip(large, angles, strict=True):
         image = Image.new("L", drawn.shape)
         y, x = _move(p.length * ANTIALIAS, angle)
-        line = [(centre, centre), (centre + x, centre + y)]
+        line = [(centre, centre), (ceil(centre + x), ceil(centre + y))]
         ImageDraw.Draw(image).line(line, fill=255, width=round(p.thickness * ANTIALIAS))
         drawn[:] = np.asarray(image)
     radius = margin * ANTIALIAS
@@ -267,6 +270,11 @@ def _inside(y: Int, x: Int, size: int) -> bool | np.bool:
 
 
 @njit(nogil=True)
+def _moved(position: Int, move: np.float64) -> np.int64:
+    return np.int64(np.ceil(position + move))
+
+
+@njit(nogil=True)
 def _stamp(onto: np.ndarray, stamp: np.ndarray, y: int, x: int) -> None:
     """Combine a stamp with its middle at (y, x) by the maximum."""
     half = stamp.shape[0] // 2
@@ -296,10 +304,12 @@ def _lay(snake: np.ndarray, n: int, y: Int, x: Int, direction: Int, anchor_y: In
 @njit(nogil=True)
 def _seed(t: Tables, y: Int, x: Int, degree: Int, snake: np.ndarray, size: int) -> bool | np.bool:
     """Lay the first paddle with its tail at (y, x); False where its head or pivot leaves the image."""
-    pivot_y = y + t.pivots[degree, 0]
-    pivot_x = x + t.pivots[degree, 1]
+    head_y = _moved(y, t.ends[degree, 0])
+    head_x = _moved(x, t.ends[degree, 1])
+    pivot_y = _moved(head_y, t.pivots[degree, 0])
+    pivot_x = _moved(head_x, t.pivots[degree, 1])
     _lay(snake, 0, y, x, degree, pivot_y, pivot_x)
-    return _inside(y + t.ends[degree, 0], x + t.ends[degree, 1], size) and _inside(pivot_y, pivot_x, size)
+    return _inside(head_y, head_x, size) and _inside(pivot_y, pivot_x, size)
 
 
 @njit(nogil=True)
@@ -307,8 +317,8 @@ def _extend(state: np.ndarray, t: Tables, occupied: np.ndarray, snake: np.ndarra
     """Lay paddle n of a snake; False when the snake is stuck."""
     size = occupied.shape[0]
     last = snake[n - 1, 2]
-    anchor_y = snake[n - 1, 3] + t.moves[last, 0]
-    anchor_x = snake[n - 1, 4] + t.moves[last, 1]
+    anchor_y = _moved(snake[n - 1, 3], t.moves[last, 0])
+    anchor_x = _moved(snake[n - 1, 4], t.moves[last, 1])
     cumulative = np.empty(len(t.circle), np.int64)
     total = 0
     for c in range(len(t.circle)):
@@ -503,5 +513,5 @@ def _fill(
                 middle = 0 if n == 0 else 2  # a seed's stamp has its tail in the middle, any other its head
                 paddles[i, k, n, middle] = y
                 paddles[i, k, n, middle + 1] = x
-                paddles[i, k, n, 2 - middle] = y + t.ends[direction, 0]
-                paddles[i, k, n, 3 - middle] = x + t.ends[direction, 1]
+                paddles[i, k, n, 2 - middle] = _moved(y, t.ends[direction, 0])
+                paddles[i, k, n, 3 - middle] = _moved(x, t.ends[direction, 1])

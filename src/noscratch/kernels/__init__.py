@@ -1,4 +1,5 @@
-"""Pure functions of tensors: the slow reference form first, the fast form after it, and one rule for which of them runs."""
+"""Pure functions of tensors: the slow reference form first, the fast form after it, and one rule for which of them
+runs."""
 
 from __future__ import annotations
 
@@ -25,5 +26,8 @@ def resolve(kernel: str, backend: str, available: Sequence[str], device: torch.d
             return "triton"
         return "fast" if "fast" in available else "reference"
     if backend not in available:
-        raise KernelError(f"{kernel} has the backends {', '.join(available)}; got {backend!r}. Set `run.backend` to one of them or to auto.")
+        raise KernelError(
+            f"{kernel} has the backends {', '.join(available)}; got {backend!r}. Set `run.backend` to one of them "
+            f"or to auto."
+        )
     return backend

@@ -200,7 +200,8 @@ def board(tests: Sequence[Judged], up: str) -> Html:
     rows = []
     for each in tests:
         claim, verdict = each.claim, each.headline["verdict"]
-        missing = tag("small", each.headline["missing"]) if each.headline["missing"] else ""
+        lacks = each.headline["missing"]
+        missing = tag("small", lacks, class_="ns-clamp", title=lacks) if lacks else ""
         cells = (
             Cell(tag("span", chip(verdict), pointer(each.headline), class_="ns-stack"), key=VERDICTS.index(verdict)),
             Cell(_statement(each, up), key=claim.id, kind="ns-wide"),
@@ -275,12 +276,15 @@ def tier_needed(claim: Claim) -> Html:
 
 
 def _quantities(each: Judged) -> Html:
-    lines = [_line(each, quantity) for quantity in each.claim.quantities]
-    if len(lines) <= UNFOLDED:
-        return tag("ul", *lines, class_="ns-quantities")
-    counts = Counter(each.best(quantity.name)["verdict"] for quantity in each.claim.quantities)
-    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return details(f"{len(lines)} quantities: {words}", tag("ul", *lines, class_="ns-quantities"))
+    lines = tag("ul", *(_line(each, quantity) for quantity in each.claim.quantities), class_="ns-quantities")
+    rows = [each.best(quantity.name) for quantity in each.claim.quantities]
+    if len(rows) <= UNFOLDED:
+        return lines
+    counts = Counter(row["verdict"] for row in rows)
+    about = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if 0 < counts[verdict] < len(rows)]
+    if measured := sum(row["estimate"] is not None for row in rows):
+        about.append(f"{measured} with a number of ours")
+    return details(f"{len(rows)} quantities" + (": " if about else "") + ", ".join(about), lines)
 
 
 def _line(each: Judged, quantity: Quantity) -> Html:
@@ -376,12 +380,13 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
     )
     if isinstance(claim, Conflict):
         page.heading("What the sources say")
-        page.say(f"They differ when {_rule(claim)}.", " ", claim.test.why, ".")
-        page.add(conflict_table([each], "../"))
+        page.say(f"They differ when {_rule(claim)}. {_sentence(claim.test.why)}")
+        rows = [(quantity.name, Cell(published(claim, quantity), kind="ns-wide")) for quantity in claim.quantities]
+        page.add(table(["Quantity", "Readings"], rows, "Each reading with its source"))
         return page
     page.heading("The test, fixed before the first verdict")
     page.say(f"Supported when {_rule(claim)}, at level {claim.test.alpha:g} after Holm's adjustment over the paper.")
-    page.say(tag("strong", "Margin: "), claim.test.why, ".")
+    page.say(tag("strong", "Margin: "), _sentence(claim.test.why))
     if claim.need and len(claim.quantities) > 1:
         page.say(f"{claim.need} of its {len(claim.quantities)} quantities must hold.")
     page.heading("What we found")
@@ -394,6 +399,10 @@ def claim_detail(evidence: Evidence, each: Judged) -> Page:
         page.heading("The runs behind it")
         page.add(group_table(evidence, groups, "../", "Every group of runs that this claim uses, at every tier"))
     return page
+
+
+def _sentence(words: str) -> str:
+    return words.rstrip(".") + "."
 
 
 def _rule(claim: Claim) -> str:
@@ -410,15 +419,19 @@ STATUS = {"S1": "seen in the paper or its authors' repository", "S2": "seen in a
 
 
 def _verdict_table(each: Judged) -> Html:
+    own = each.claim.tier if isinstance(each.claim, Trained) else "none"
     rows = []
     for quantity in each.claim.quantities:
         for row in each.rows[quantity.name]:
+            if row["estimate"] is None and row["tier"] != own:
+                continue
             p = "" if row["p_support"] is None else f"{row['p_support']:.2g} for, {row['p_contradict']:.2g} against"
             rows.append(
                 (
                     quantity.name,
                     published(each.claim, quantity),
                     estimate(row) if row["estimate"] is not None else Cell("none", kind="ns-quiet"),
+                    tier_badge(row["tier"]),
                     row["comparison"],
                     p,
                     tag("span", chip(row["verdict"]), pointer(row), class_="ns-stack"),
@@ -426,9 +439,9 @@ def _verdict_table(each: Judged) -> Html:
                 )
             )
     return table(
-        ["Quantity", "Published", "Ours", "Comparison", "p, adjusted", "Verdict", "Missing"],
+        ["Quantity", "Published", "Ours", "Tier", "Comparison", "p, adjusted", "Verdict", "Missing"],
         rows,
-        "Every quantity at every tier that has runs",
+        "Every quantity, at the claim's own tier and at every other that has a number",
     )
 
 
