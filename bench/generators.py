@@ -1,9 +1,9 @@
-"""Speed of the generators against a straightforward form of the same algorithms, in one run on one core.
+"""Speed of the generators against a straightforward form of the same algorithms, in one run.
 
     python bench/generators.py [OUT.json] [--seconds 10]
 
 The straightforward forms work on whole images in NumPy and on nested tuples. Pathfinder's takes the same random numbers
-and is checked to give the same bytes; ListOps' draws its own trees.
+and is checked to give the same bytes; ListOps' draws its own trees. Times are processor time of the one thread.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def translate(y: int, x: int, angle: float, distance: float) -> tuple[int, int]:
-    """A step rounded up; the noise of exact steps taken off."""
-    return y + ceil(distance * sin(angle) - 1e-9), x + ceil(distance * cos(angle) - 1e-9)
+    """A step rounded up, rounding noise and all."""
+    return ceil(y + distance * sin(angle)), ceil(x + distance * cos(angle))
 
 
 Snake = tuple[np.ndarray, np.ndarray, tuple[int, int], float, tuple[int, int]]  # image, last area, anchor, angle, head
@@ -146,6 +146,28 @@ class Painter:
             image = np.maximum(image, self.circle(y, x))
         return (image * (255 / image.max()) + 0.5).astype(np.uint8), label
 
+    # The original draws the same in other ways: from lists of all free pixels, and weights with a float.
+
+    def draw_first(self, free: np.ndarray) -> tuple[int, int]:
+        """A tail for the first snake; the free pixels form a rectangle."""
+        rows, columns = np.unique(free[:, 0]), np.unique(free[:, 1])
+        return int(rows[self.stream.below(len(rows))]), int(columns[self.stream.below(len(columns))])
+
+    def draw_direction(self) -> float:
+        """Where the second snake starts from the first."""
+        return (self.stream.below(360) - 180) * pi / 180
+
+    def draw_tail(self, free: np.ndarray) -> tuple[int, int]:
+        """A tail for a distractor."""
+        pixels = set((free[:, 0] * self.size + free[:, 1]).tolist())
+        draws = (self.stream.below(self.size**2) for _ in range(self.size))
+        tail = next((draw for draw in draws if draw in pixels), -1)
+        return divmod(tail if tail >= 0 else sorted(pixels)[self.stream.below(len(pixels))], self.size)
+
+    def draw_weight(self, total: int) -> int:
+        """A place among cumulative weights."""
+        return self.stream.below(total)
+
     def circle(self, y: int, x: int) -> np.ndarray:
         grid = np.arange(self.size * 2)
         far = (grid[:, None] - 2 * y) ** 2 + (grid - 2 * x) ** 2
@@ -174,7 +196,7 @@ class Painter:
         """A seed from the tail (y, x)."""
         angle = (degree - 180) * pi / 180
         head = translate(y, x, angle, self.p.length)
-        pivot = translate(*head, angle, -(self.p.length + self.margin))
+        pivot = translate(*head, angle + pi if angle < 0 else angle - pi, self.p.length + self.margin)
         if not self.inside(head, pivot):
             return None
         line, area = self.paddle(y, x, angle, contrast, self.size)
@@ -199,8 +221,7 @@ class Painter:
             free = self.free(framed, degree)
             if len(free) == 0:
                 return None
-            rows, columns = np.unique(free[:, 0]), np.unique(free[:, 1])
-            tail = rows[below(len(rows))], columns[below(len(columns))]
+            tail = self.draw_first(free)
             first = self.start(*tail, degree, p.target_contrast)
             if first is not None:
                 break
@@ -208,7 +229,7 @@ class Painter:
             return None
         for _ in range(pathfinder.PADDLE_TRIALS):
             degree = below(360)
-            towards = (below(360) - 180) * pi / 180
+            towards = self.draw_direction()
             y = round(tail[0] + round(p.seed_distance * sin(towards), 9))
             x = round(tail[1] + round(p.seed_distance * cos(towards), 9))
             second = self.start(y, x, degree, p.target_contrast)
@@ -232,12 +253,7 @@ class Painter:
             free = self.free(mask, degree)
             if len(free) == 0 or np.mean(np.ceil(mask - 0.3) == 0) < 0.01:
                 return None
-            pixels = set((free[:, 0] * self.size + free[:, 1]).tolist())
-            draws = (below(self.size**2) for _ in range(self.size))
-            tail = next((draw for draw in draws if draw in pixels), -1)
-            if tail < 0:
-                tail = sorted(pixels)[below(len(pixels))]
-            snake = self.start(*divmod(tail, self.size), degree, self.p.distractor_contrast)
+            snake = self.start(*self.draw_tail(free), degree, self.p.distractor_contrast)
             if snake is None:
                 continue
             for _ in range(1, pathfinder.DISTRACTOR_LENGTH):
@@ -264,7 +280,7 @@ class Painter:
         if len(circle) == 0 or cumulative[-1] < 1e-4 * 255 * 2**20:
             return None
         for _ in range(pathfinder.PADDLE_TRIALS):
-            c = int(np.argmax(cumulative > self.stream.below(int(cumulative[-1]))))
+            c = int(np.argmax(cumulative > self.draw_weight(int(cumulative[-1]))))
             head = int(circle[c, 0]), int(circle[c, 1])
             line, ground = self.paddle(*head, angles[c] + pi, contrast, self.size)
             if np.max(mask + ground) < 1.7999:
@@ -284,31 +300,31 @@ def straightforward_pathfinder(seed: int, start: int, stop: int, size: int) -> t
 
 
 def rate(make: Callable[[int, int], Any], seconds: float, part: int) -> float:
-    """Examples per second over at least `seconds`, in parts of `part`."""
-    start = time.perf_counter()
+    """Examples per second of one core's time, over at least `seconds` of it, in parts of `part`."""
+    start = time.process_time()
     made = 0
-    while time.perf_counter() - start < seconds:
+    while time.process_time() - start < seconds:
         make(made, made + part)
         made += part
-    return made / (time.perf_counter() - start)
+    return made / (time.process_time() - start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, help="where to write the rows as JSON")
-    parser.add_argument("--seconds", type=float, default=10.0, help="least time for each of the ten measurements")
+    parser.add_argument("--seconds", type=float, default=10.0, help="least time of each of the ten measurements")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    before = time.perf_counter()
+    before = time.process_time()
     listops.generate(0, 0, 1)
-    compiling = time.perf_counter() - before
+    compiling = time.process_time() - before
     fast = rate(partial(listops.generate, 0), args.seconds, 1000)
     slow = rate(lambda start, stop: straightforward_listops(start, stop - start), args.seconds, 100)
     rows.append({"data": "listops", "compile_s": compiling, "fast_per_s": fast, "straightforward_per_s": slow})
     for size in pathfinder.PARAMETERS:
-        before = time.perf_counter()
+        before = time.process_time()
         pathfinder.generate(0, 0, 1, size)
-        compiling = time.perf_counter() - before
+        compiling = time.process_time() - before
         fast = rate(partial(pathfinder.generate, 0, size=size), args.seconds, 50)
         slow = rate(partial(straightforward_pathfinder, 0, size=size), args.seconds, 1)
         images, _ = straightforward_pathfinder(0, 0, 1, size)

@@ -207,6 +207,43 @@ def test_pathfinder_gives_the_bytes_of_the_straightforward_form(
 
 
 @pytest.mark.parametrize(
+    ("reference", "size", "seed", "count"), [("pf32_n400_seed1", 32, 1, 6), ("pf256_n16_seed0", 256, 0, 2)]
+)
+def test_the_straightforward_form_gives_the_bytes_of_the_original(
+    bench: ModuleType, mirror: Path, reference: str, size: int, seed: int, count: int
+) -> None:
+    class Original(bench.Painter):  # type: ignore[misc, name-defined]
+        """Draws as the original does; it is its own stream."""
+
+        def __init__(self) -> None:
+            super().__init__(self, size)
+            self.random = np.random.RandomState(seed)
+
+        def below(self, n: int) -> int:
+            return int(self.random.randint(0, n))
+
+        def draw_tail(self, free: np.ndarray) -> tuple[int, int]:
+            y, x = free[self.below(len(free))]
+            return int(y), int(x)
+
+        draw_first = draw_tail
+
+        def draw_direction(self) -> float:
+            return self.below(360) * np.pi / 180
+
+        def draw_weight(self, total: int) -> int:
+            return int(self.random.random_sample() * total)
+
+    with np.load(mirror / "pathfinder_reference" / f"{reference}.npz") as arrays:
+        images, labels = arrays["X"][:count], arrays["y"][:count]
+    original = Original()
+    for image, label in zip(images, labels, strict=True):
+        made, is_connected = original.paint(pathfinder.PARAMETERS[size].distractors)
+        np.testing.assert_array_equal(made, image)
+        assert is_connected == label
+
+
+@pytest.mark.parametrize(
     ("reference", "size", "distractors", "count"),
     [
         ("pf32_n400_seed1", 32, None, 1600),

@@ -126,7 +126,7 @@ def generate(seed: int, start: int, stop: int, size: int = 32, distractors: int 
 class Tables(NamedTuple):
     """All that depends on the resolution and the margin alone.
 
-    D directions: 360 whole degrees from -180, then the C directions from an anchor to the pixels on the circle round it.
+    D directions: 360 whole degrees from -180, then the C directions from an anchor to the pixels on its circle.
     Moves and offsets are (y, x). Moves are float64 and rounded up where they end, noise and all: cos(pi/2) > 0, so near
     the upper and left borders, which snakes like to follow, a straight move ends one pixel aside.
     """
