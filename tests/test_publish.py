@@ -170,6 +170,11 @@ def test_a_conflict_supports_nobody(root: Path) -> None:
     assert "ns-chip--supported" not in conflicts + pages(root)["claims/spt-sources.md"]
 
 
+def test_splits_stand_in_their_order(root: Path) -> None:
+    rows = re.findall(r"<tr><td>(train|validation|test)</td>", pages(root)["tasks/listops.md"])
+    assert rows == ["train", "validation", "test"]
+
+
 def test_downloads_are_the_tables(root: Path) -> None:
     folder = root / GENERATED / "downloads"
     for name in downloads.TABLES:

@@ -154,7 +154,7 @@ def share_bar(title: str, counts: Mapping[str, int]) -> Html:
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that enclose [low, high]: steps of 1, 2 or 5 times a power of ten."""
     if low == high:
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if abs(low) > 1e-300 else (0.0, 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))

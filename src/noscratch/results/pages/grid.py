@@ -174,7 +174,7 @@ def tasks_page(evidence: Evidence) -> Page:
     for task in evidence.task_names:
         record, module = evidence.tasks.get(task), task_module(task)
         splits = ((record or {}).get("result") or {}).get("splits")
-        examples = " / ".join(number(splits[split]["examples"]) for split in splits) if splits else ""
+        examples = " / ".join(number(splits[split]["examples"]) for split in tasks.SPLITS) if splits else ""
         state = "" if splits else chip(record["state"]) if record else "no longer in the plan"
         rows.append(
             (
@@ -289,9 +289,10 @@ def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, A
             number(s["examples"]),
             number(s["tokens"]),
             f"{s['lengths']['min']} / {number(s['lengths']['mean'], 1)} / {s['lengths']['max']}",
-            _labels(s["labels"], kind),
+            Cell(_labels(s["labels"], kind), kind="ns-wide"),
         )
-        for split, s in splits.items()
+        for split in tasks.SPLITS
+        for s in [splits[split]]
     ]
     columns = [
         "Split",
@@ -301,18 +302,14 @@ def _task_data(page: Page, evidence: Evidence, task: str, record: Mapping[str, A
         "Labels",
     ]
     page.add(table(columns, rows, "What was prepared, all of it counted"))
-    if kind == "classification" and {"train", "test"} <= splits.keys():
+    if kind == "classification":
         page.add(_majority(splits))
     page.heading("Where it comes from", 3)
-    page.add(
-        facts([("Address", code(record["address"])), ("Code digest", short(record["code"]))]),
-        table(["Input", "sha256"], [(n, code(d)) for n, d in sorted(record["inputs"].items())], "Inputs"),
-        table(
-            ["File", "Bytes", "sha256"],
-            [(n, number(f["bytes"]), code(f["sha256"])) for n, f in sorted(record["artifacts"].items())],
-            "Prepared files",
-        ),
-    )
+    page.add(facts([("Address", code(record["address"])), ("Code digest", short(record["code"]))]))
+    if record["inputs"]:
+        page.add(table(["Input", "sha256"], [(n, code(d)) for n, d in sorted(record["inputs"].items())], "Inputs"))
+    files = [(n, number(f["bytes"]), code(f["sha256"])) for n, f in sorted(record["artifacts"].items())]
+    page.add(table(["File", "Bytes", "sha256"], files, "Prepared files"))
     page.command(f"noscratch run {record['address']}")
 
 

@@ -84,13 +84,8 @@ def _why(run: Run) -> Html:
 
 
 def _selection(result: Mapping[str, Any]) -> Html:
-    rule = result.get("selection")
-    if not rule:
-        return tag("p", "No selection: the weights of the last step are handed over.")
-    return tag(
-        "p",
-        f"Checkpoint selected by {rule['rule']}: step {number(rule['step'])}, where it was {number(rule['value'])}.",
-    )
+    kept = result["selection"]
+    return tag("p", f"Checkpoint kept: {kept['rule']}, step {number(kept['step'])} ({number(kept['value'])} there).")
 
 
 def _metrics(result: Mapping[str, Any], tier: str) -> Html:
