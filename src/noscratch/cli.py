@@ -289,14 +289,19 @@ def site() -> None:
     Example: noscratch site
     """
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SOURCE_DATE_EPOCH": "0"}
+    # Not with MkDocs' own --quiet: it hides what --strict finds, and its exit code.
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "--quiet", "build", "--config-file", "site/mkdocs.yml", "--strict"],
+        [sys.executable, "-m", "mkdocs", "build", "--config-file", "site/mkdocs.yml", "--strict"],
         env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
     )
     if done.returncode:
         raise NoscratchError(
-            "The site builds without warnings; MkDocs stopped (see above). Mend the page that it names, then "
+            f"{done.stdout}\nThe site builds without a warning; MkDocs gave the above. Mend the page that it "
+            f"names, then "
             "`noscratch site`."
         )
 
