@@ -79,6 +79,19 @@ def _record(
     )
 
 
+def write_bench(folder: Path, name: str, settings: Mapping[str, Any], modules: tuple[str, ...], root: Path) -> None:
+    """Record a measurement whose tables stand in `folder`: record.json and provenance.json beside them.
+
+    A measurement is no job of the plan: it runs alone, differs each time, and is committed as it is below
+    reports/records/, under an address like any result's (settings and the code of `modules`).
+    """
+    job = Job("bench", name, settings, modules, {}, name)
+    for path in (folder / RECORD, folder / PROVENANCE):
+        path.unlink(missing_ok=True)
+    write_record(job, folder, "done", {}, {})
+    Stopwatch(root, "cpu").write(folder, {})
+
+
 class Stopwatch:
     """Provenance of one job: started when made, written when done."""
 
