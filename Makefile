@@ -12,8 +12,11 @@ export NO_MKDOCS_2_WARNING := 1
 repro: install  ## build everything of the tier that params.yaml names, then say what was built and what to open
 	@noscratch repro
 
-test: install  ## the whole test suite
-	@python -m pytest --numprocesses 2 --dist worksteal -q
+test: install  ## the whole test suite, but for the long versions behind `make proof`
+	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup
+
+proof: install laws  ## the long versions: every law on 10,000 examples, simulations, machine code, kills
+	@python -m pytest -q -m slow
 
 check: install  ## lint, types, the plan, the site; changes nothing
 	ruff check .
@@ -21,13 +24,14 @@ check: install  ## lint, types, the plan, the site; changes nothing
 	snakefmt --check Snakefile
 	mypy
 	snakemake --dry-run --quiet all
+	@test -d site/docs/generated || noscratch repro
 	mkdocs build --config-file site/mkdocs.yml --strict --site-dir $(CURDIR)/data/check-site
 
 serve: install  ## the site at http://127.0.0.1:8000, rebuilt when a page changes
 	mkdocs serve --config-file site/mkdocs.yml --dev-addr 127.0.0.1:8000
 
-laws: install  ## every kernel law on at least 10,000 examples
-	HYPOTHESIS_PROFILE=laws python -m pytest -q tests/test_kernels_*.py
+laws: install  ## every kernel law on at least 10,000 examples; hours of CPU time
+	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 tests/test_kernels_*.py
 
 install: $(STAMP)
 
