@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from noscratch.errors import NoscratchError
 from noscratch.generators import listops, pathfinder
 from noscratch.tasks import SPLITS, TaskError, load
 
@@ -101,6 +103,55 @@ def test_listops_with_too_few_different_expressions_is_an_error(tmp_path: Path) 
     with pytest.raises(TaskError, match=r"needs 70 different .* found \d\d in 700"):
         prepare("listops", tmp_path, train=50, min_length=0, max_length=5, validation=10, test=10)
     assert not list(tmp_path.iterdir())
+
+
+def write_release(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[list[int], int]]]:
+    """Small files in the layout of the release: 40, 6 and 5 rows."""
+    module = importlib.import_module("noscratch.tasks.listops")
+    monkeypatch.setattr(module, "ROWS", {"train": 40, "validation": 6, "test": 5})
+    monkeypatch.setattr(module, "check_manifest", lambda *_: None)
+    folder.mkdir()
+    rows = {}
+    for seed, (split, name) in enumerate(module.FILES.items()):
+        batch = listops.generate(seed, 0, module.ROWS[split], 20, 90)
+        rows[split] = [(s[:n].tolist(), int(v)) for s, n, v in zip(*batch, strict=True)]
+        listops.write_tsv(folder / f"basic_{name}.tsv", rows[split])
+    return rows
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_the_released_listops_is_a_task_of_its_own(end: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write_release(tmp_path / "raw", monkeypatch)
+    for path in (tmp_path / "raw").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\r\n", end))
+    module = load("listops")
+    module.prepare(module.Config(source="lra-listops", train=0), {"lra-listops": tmp_path / "raw"}, tmp_path / "out")
+    tables = read(tmp_path / "out")
+    for split, expected in rows.items():
+        got = [([token - 1 for token in row["tokens"][:-1]], row["label"]) for row in tables[split]]
+        assert got == expected
+        assert {row["tokens"][-1] for row in tables[split]} == {16}
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))
+    assert (meta["sources"], meta["title"], meta["vocabulary"]) == (["lra-listops"], "ListOps (the release)", 18)
+
+
+def test_a_damaged_release_of_listops_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_release(tmp_path / "raw", monkeypatch)
+    module = load("listops")
+    config, raw = module.Config(source="lra-listops"), {"lra-listops": tmp_path / "raw"}
+    path = tmp_path / "raw" / "basic_val.tsv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(TaskError, match=r"basic_val\.tsv: the official file has 6 rows, got 5"):
+        module.prepare(config, raw, tmp_path / "out")
+    for row, line in ((0, b"Target\tSource\r\n"), (2, b"( [MAX 1 ) 3\r\n"), (2, b"[MAX 1 2 ]\t12\r\n"),
+                      (2, b"[TOP 1 2 ]\t1\r\n")):  # fmt: skip
+        path.write_bytes(b"".join([*lines[:row], line, *lines[row + 1 :]]))
+        with pytest.raises(NoscratchError, match=r"basic_val\.tsv[,:] (row 2|the first line)"):
+            module.prepare(config, raw, tmp_path / "out")
+    for settings in ({"source": "lra"}, {"source": "lra-listops", "seed": 1}):
+        with pytest.raises(TaskError, match="the source of ListOps is lra-listops"):
+            module.prepare(module.Config(**settings), raw, tmp_path / "out")
 
 
 def test_pathfinder_pixels(tmp_path: Path) -> None:

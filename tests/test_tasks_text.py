@@ -168,7 +168,52 @@ def test_limits_keep_nested_subsets(tmp_path: Path) -> None:
     assert set(kept[4]["test"]) < set(kept[15]["test"])
 
 
+@pytest.mark.parametrize("protocol", ["clean", "legacy"])
+def test_characters_that_are_frequent_in_the_kept_training_texts_have_ids(protocol: str, tmp_path: Path) -> None:
+    members = small_members()
+    members["aclImdb/test/pos/5_8.txt"] += "\u0436".encode() * 40
+    splits = text.split(text.read(pack(tmp_path / "aclImdb.tar.gz", members)), protocol)
+    config = Config(length=50, tokens="characters", protocol=protocol)
+    summary = text.build(config, splits, tmp_path / "out")
+    alphabet = json.loads((tmp_path / "out" / "characters.json").read_text(encoding="utf-8"))
+    assert list(alphabet) == sorted(set(alphabet))
+    assert "\u0436" not in alphabet, "frequent in the test set alone"
+    assert {"\xe9", "\x85", " ", "<"} <= set(alphabet)
+    assert summary["vocabulary"] == len(alphabet) + 4
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))
+    assert (meta["eos"], meta["mask"], meta["protocol"]) == (2, len(alphabet) + 3, protocol)
+    table = rows_of(tmp_path / "out", "test")
+    reviews = {i: review.decode() for i, review in zip(splits["test"].ids, splits["test"].texts, strict=True)}
+    for i, tokens in zip(table["id"], table["tokens"], strict=True):
+        assert tokens == [*(alphabet.find(c) + 3 if c in alphabet else 1 for c in reviews[i][:49]), 2]
+
+
+def test_the_legacy_protocol_selects_on_the_test_set_and_says_so(tmp_path: Path) -> None:
+    reviews = text.read(pack(tmp_path / "aclImdb.tar.gz", small_members()))
+    splits = text.split(reviews, "legacy")
+    assert splits["train"] is reviews["train"]
+    text.build(Config(length=20, protocol="legacy"), splits, tmp_path / "out")
+    table = {split: rows_of(tmp_path / "out", split) for split in tasks.SPLITS}
+    assert table["validation"] == table["test"]
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))
+    assert meta["title"] == "Text: the sentiment of IMDB reviews, bytes, selected on the test set"
+    for settings in ({"tokens": "words"}, {"protocol": "old"}):
+        with pytest.raises(TaskError, match=r"tokens are bytes or characters.*correct it in params\.yaml"):
+            text.prepare(Config(**settings), {"imdb": tmp_path}, tmp_path / "none")
+
+
 # ---------------------------------------------------------------- the real archive
+
+
+def test_the_vocabulary_of_s4_is_reproduced(mirror: Path, tmp_path: Path) -> None:
+    """135 symbols: 131 characters with 15 occurrences in 4095 characters of each text, pad, unknown, end and mask."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "aclImdb.tar.xz").symlink_to(mirror / "imdb" / "aclImdb_labelled.tar.xz")
+    config = Config(tokens="characters", protocol="legacy", validation=100, test=100)
+    summary = text.prepare(config, {"imdb": tmp_path / "raw"}, tmp_path / "out")
+    assert summary["vocabulary"] == 135
+    assert summary["splits"]["train"]["examples"] == 25_000
+    assert len(json.loads((tmp_path / "out" / "characters.json").read_text(encoding="utf-8"))) == 131
 
 
 def test_the_real_archive_is_prepared(mirror: Path, tmp_path: Path) -> None:

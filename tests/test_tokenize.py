@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from noscratch.tokenize import (
     BYTES_EOS,
     BYTES_VOCABULARY,
+    CHARACTERS_EOS,
     SPECIALS,
     TokenizeError,
     Tokens,
     byte_tokens,
+    character_tokens,
+    frequent_characters,
     train_wordpiece,
     wordpiece_tokens,
 )
@@ -55,6 +59,26 @@ def test_the_ids_of_bytes_leave_padding_and_mask_free() -> None:
 def test_a_length_without_room_for_a_byte_is_refused() -> None:
     with pytest.raises(TokenizeError, match="at least 2"):
         byte_tokens([b"a"], 1)
+
+
+# ---------------------------------------------------------------- characters
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=12), st.integers(2, 40), st.integers(1, 4))
+def test_frequent_characters_have_ids_and_the_others_one(texts: list[str], length: int, least: int) -> None:
+    alphabet = frequent_characters(iter(texts), length, least)
+    seen = Counter("".join(text[: length - 1] for text in texts))
+    assert list(alphabet) == sorted(c for c, n in seen.items() if n >= least)
+    expected = [
+        [*(alphabet.index(c) + 3 if c in alphabet else 1 for c in text[: length - 1]), CHARACTERS_EOS] for text in texts
+    ]
+    assert runs(character_tokens(texts, alphabet, length)) == expected
+
+
+def test_a_character_outside_the_training_text_is_unknown() -> None:
+    assert runs(character_tokens(["a\U0010ffff\x00b"], "ab", 9)) == [[3, 1, 1, 4, CHARACTERS_EOS]]
+    with pytest.raises(TokenizeError, match="at least 2"):
+        character_tokens(["a"], "a", 1)
 
 
 # ---------------------------------------------------------------- WordPiece

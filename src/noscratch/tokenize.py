@@ -1,4 +1,4 @@
-"""From text to token ids: bytes, and WordPiece trained on the task's own text.
+"""From text to token ids: bytes, frequent characters, and WordPiece trained on the task's own text.
 
 Whatever the tokenizer, id 0 is padding and the last id of the vocabulary is the mask; no encoded text holds either.
 Ids come back flat with offsets (`Tokens`), as the tables of noscratch.tasks are written.
@@ -19,6 +19,9 @@ from noscratch.errors import NoscratchError
 # Bytes: 0 padding, byte + 1 (as the ByteTextEncoder of Long Range Arena), end of sequence, mask.
 BYTES_EOS = 257
 BYTES_VOCABULARY = 259
+
+# Characters: 0 padding, 1 unknown, end of sequence, the characters, mask.
+CHARACTERS_EOS = 2
 
 UNKNOWN = "[UNK]"
 MASK = "[MASK]"
@@ -58,6 +61,26 @@ def _with_end(flat: NDArray[np.uint16], lengths: NDArray[np.int64], eos: int) ->
     inside[offsets[1:] - 1] = False
     ids[inside] = flat
     return Tokens(ids, offsets)
+
+
+def frequent_characters(texts: Iterable[str], length: int, least: int) -> str:
+    """The characters that occur at least `least` times in the first length - 1 characters of the texts, in order."""
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text[: length - 1])
+    return "".join(sorted(c for c, count in counts.items() if count >= least))
+
+
+def character_tokens(texts: Sequence[str], alphabet: str, length: int) -> Tokens:
+    """Each character's id (those of `alphabet` from 3, in its order; any other is 1), the text cut to length - 1
+    characters, then the end of sequence. The vocabulary has len(alphabet) + 4 ids."""
+    if length < 2:
+        raise TokenizeError(f"a text of characters has a length of at least 2 (one and the end), got {length}")
+    cut = [text[: length - 1] for text in texts]
+    ids = np.ones(0x110000, np.uint16)
+    ids[[ord(c) for c in alphabet]] = np.arange(len(alphabet)) + 3
+    flat = ids[np.frombuffer("".join(cut).encode("utf-32-le"), "<u4")]
+    return _with_end(flat, np.fromiter(map(len, cut), np.int64, len(cut)), CHARACTERS_EOS)
 
 
 def train_wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:

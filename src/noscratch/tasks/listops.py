@@ -1,17 +1,21 @@
-"""ListOps: the value, 0 to 9, of nested operations on lists of digits. Generated as in Long Range Arena."""
+"""ListOps: the value, 0 to 9, of nested operations on lists of digits.
+
+Generated as in Long Range Arena; or (`source: lra-listops`) the files of the release, which are another task: the two
+are never mixed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from noscratch.tasks import SPLITS, Examples, Pretraining, Spec, TaskError, write
+from noscratch.tasks import SPLITS, Examples, Pretraining, Spec, TaskError, check_manifest, prefix, write
 
 SPEC = Spec(
     title="ListOps",
@@ -30,11 +34,18 @@ EOS = 16
 VOCABULARY = 18
 PART = 1000
 
+RELEASE = "lra-listops"
+FILES = dict(zip(SPLITS, ("train", "val", "test"), strict=True))
+ROWS = {"train": 96_000, "validation": 2_000, "test": 2_000}
+RELEASE_RULE = "the three files of the release: train, val (validation), test"
+
 
 @dataclass(frozen=True)
 class Config:
-    """Examples per split; the lengths, end mark not counted, are strictly between the two; seed of the data."""
+    """source: generated, or lra-listops. Examples per split, at most those of the release. min_length, max_length,
+    seed: of generated examples, whose lengths, end mark not counted, are strictly between the two."""
 
+    source: str | None = None
     train: int = 96_000
     validation: int = 2_000
     test: int = 2_000
@@ -44,7 +55,10 @@ class Config:
 
 
 def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Generate the three splits. Raises TaskError where there are too few different expressions of these lengths."""
+    """Generate or read the three splits. Raises TaskError where there are too few different expressions of these
+    lengths, or for files that are not those of the release."""
+    if config.source is not None:
+        return _prepare_release(config, raw, out)
     from noscratch.generators import in_parts, listops
 
     wanted = [config.train, config.validation, config.test]
@@ -77,3 +91,35 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
         offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens[own]])])
         splits[split] = Examples(ids[own], np.concatenate(tokens[own]), offsets, np.array(labels[own]))
     return write(out, "listops", SPEC, splits, vocabulary=VOCABULARY, eos=EOS, length=config.max_length, rule=RULE)
+
+
+def _prepare_release(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Read basic_{train,val,test}.tsv and write the rows that are kept."""
+    from noscratch.generators import listops
+
+    if config.source != RELEASE or (config.min_length, config.max_length, config.seed) != (500, 2_000, 0):
+        raise TaskError(
+            f"the source of ListOps is {RELEASE}, whose lengths are 500 to 2000 and which has no seed; got "
+            f"{config.source!r}: correct it in params.yaml"
+        )
+    ids = {split: [f"{FILES[split]}/{row}" for row in range(count)] for split, count in ROWS.items()}
+    check_manifest("listops-official", RELEASE_RULE, ids)
+    splits = {}
+    for split in SPLITS:
+        path = raw[RELEASE] / f"basic_{FILES[split]}.tsv"
+        kept = set(prefix(ids[split], getattr(config, split)).tolist())
+        names, tokens, labels = [], [], []
+        row = -1
+        for row, (symbols, label) in enumerate(listops.read_tsv(path)):
+            if row in kept:
+                names.append(ids[split][row])
+                tokens.append(np.append(symbols + np.uint8(1), np.uint8(EOS)))
+                labels.append(label)
+        if row + 1 != ROWS[split]:
+            raise TaskError(f"{path.name}: the official file has {ROWS[split]} rows, got {row + 1}. Fetch it again")
+        offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
+        splits[split] = Examples(names, np.concatenate(tokens), offsets, np.array(labels))
+    spec = replace(SPEC, title="ListOps (the release)", sources=(RELEASE,))
+    return write(
+        out, "listops", spec, splits, vocabulary=VOCABULARY, eos=EOS, length=config.max_length, rule=RELEASE_RULE
+    )

@@ -1,4 +1,4 @@
-"""Text of Long Range Arena: the sentiment of an IMDB review, read byte by byte.
+"""Text of Long Range Arena: the sentiment of an IMDB review, read byte by byte or character by character.
 
 The archive is streamed, never unpacked. Each aclImdb/{train,test}/{neg,pos}/<number>_<rating>.txt is one review, its
 bytes as they are; every other member (unlabelled reviews, bags of words, addresses) is passed over.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,19 @@ from noscratch.tasks import (
     held_out,
     prefix,
     write,
+    write_json,
 )
-from noscratch.tokenize import BYTES_EOS, BYTES_VOCABULARY, byte_tokens
+from noscratch.tokenize import (
+    BYTES_EOS,
+    BYTES_VOCABULARY,
+    CHARACTERS_EOS,
+    byte_tokens,
+    character_tokens,
+    frequent_characters,
+)
 
 SPEC = Spec(
-    title="Text: the sentiment of IMDB reviews, byte by byte",
+    title="Text: the sentiment of IMDB reviews",
     sources=("imdb",),
     kind="classification",
     classes=2,
@@ -44,6 +52,11 @@ SPEC = Spec(
 ARCHIVES = ("aclImdb.tar.gz", "aclImdb.tar.xz")
 LABELS = {"neg": 0, "pos": 1}
 RULE = f"{HOLD_OUT_RULE}; test: the official test set"
+LEGACY_RULE = (
+    "train: the official training set; validation and test: the official test set, so that the score is that of the "
+    "model which does best on the test set (Long Range Arena, S4, MEGA, Never Train from Scratch)"
+)
+LEAST = 15  # occurrences of a character that has an id of its own (S4)
 REVIEW = re.compile(r"aclImdb/(train|test)/(neg|pos)/(\d+)_(\d+)\.txt")
 REVIEWS = 12_500  # of each label in each official set
 # Bytes of text by the Hugging Face card of `imdb` (dataset_infos.json, revision 040102f100): its num_bytes, 33,432,835
@@ -54,9 +67,12 @@ TEXT_BYTES = {"train": 33_132_823, "test": 32_350_685}
 @dataclass(frozen=True)
 class Config:
     """length: most tokens of an example, the end included (4096: "4K" of Long Range Arena).
-    train, validation, test: examples kept, 0 for all."""
+    tokens: bytes (Long Range Arena) or characters (S4: those that occur 15 times in the kept training texts).
+    protocol: clean, or legacy, which selects on the test set. train, validation, test: examples kept, 0 for all."""
 
     length: int = 4096
+    tokens: str = "bytes"
+    protocol: str = "clean"
     train: int = 0
     validation: int = 0
     test: int = 0
@@ -124,9 +140,11 @@ def text_bytes(reviews: Reviews) -> int:
     return sum(map(len, reviews.texts))
 
 
-def split(reviews: Mapping[str, Reviews]) -> dict[str, Reviews]:
-    """The `clean` protocol (RULE): Long Range Arena and its successors select on the test set, this does not."""
+def split(reviews: Mapping[str, Reviews], protocol: str = "clean") -> dict[str, Reviews]:
+    """The splits of a protocol (RULE, LEGACY_RULE)."""
     train = reviews["train"]
+    if protocol == "legacy":
+        return {"train": train, "validation": reviews["test"], "test": reviews["test"]}
     held = held_out(train.ids)
     return {
         "train": train.take(np.flatnonzero(~held)),
@@ -137,6 +155,11 @@ def split(reviews: Mapping[str, Reviews]) -> dict[str, Reviews]:
 
 def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Read the archive in the folder raw["imdb"], check it, split it, write it."""
+    if config.tokens not in ("bytes", "characters") or config.protocol not in ("clean", "legacy"):
+        raise TaskError(
+            "text: tokens are bytes or characters, the protocol is clean or legacy, got "
+            f"{config.tokens!r} and {config.protocol!r}: correct it in params.yaml"
+        )
     archives = [path for name in ARCHIVES if (path := raw["imdb"] / name).is_file()]
     if len(archives) != 1:
         raise TaskError(
@@ -144,8 +167,10 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
         )
     reviews = read(archives[0])
     check_totals(reviews)
-    splits = split(reviews)
-    check_manifest("text", RULE, {name: part.ids for name, part in splits.items()})
+    splits = split(reviews, config.protocol)
+    ids = {name: part.ids for name, part in splits.items()}
+    legacy = config.protocol == "legacy"
+    check_manifest("text-legacy" if legacy else "text", LEGACY_RULE if legacy else RULE, ids, legacy)
     train, test = reviews["train"], reviews["test"]
     return {
         "official": {name: {"rows": len(part.ids), "text_bytes": text_bytes(part)} for name, part in reviews.items()},
@@ -155,13 +180,28 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
 
 
 def build(config: Config, splits: Mapping[str, Reviews], out: Path) -> dict[str, Any]:
-    """Keep the asked number of examples, turn bytes into tokens, write."""
-    limits = {"train": config.train, "validation": config.validation, "test": config.test}
+    """Keep the asked number of examples, turn bytes or characters into tokens, write."""
+    kept = {name: part.take(prefix(part.ids, getattr(config, name))) for name, part in splits.items()}
+    alphabet = ""
+    if config.tokens == "characters":
+        alphabet = frequent_characters((text.decode() for text in kept["train"].texts), config.length, LEAST)
     examples = {}
-    for name, part in splits.items():
-        kept = part.take(prefix(part.ids, limits[name]))
-        ids, offsets = byte_tokens(kept.texts, config.length)
-        examples[name] = Examples(kept.ids, ids, offsets, kept.labels)
-    return write(
-        out, "text", SPEC, examples, vocabulary=BYTES_VOCABULARY, eos=BYTES_EOS, length=config.length, rule=RULE
+    for name, part in kept.items():
+        if config.tokens == "bytes":
+            ids, offsets = byte_tokens(part.texts, config.length)
+        else:
+            ids, offsets = character_tokens([text.decode() for text in part.texts], alphabet, config.length)
+        examples[name] = Examples(part.ids, ids, offsets, part.labels)
+    vocabulary, eos = BYTES_VOCABULARY, BYTES_EOS
+    if config.tokens == "characters":
+        vocabulary, eos = len(alphabet) + 4, CHARACTERS_EOS
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "characters.json", alphabet)
+    legacy = config.protocol == "legacy"
+    spec = replace(
+        SPEC,
+        title=f"{SPEC.title}, {config.tokens}{', selected on the test set' if legacy else ''}",
+        protocol=cast(Any, config.protocol),
     )
+    rule = LEGACY_RULE if legacy else RULE
+    return write(out, "text", spec, examples, vocabulary=vocabulary, eos=eos, length=config.length, rule=rule)
