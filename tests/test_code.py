@@ -177,9 +177,16 @@ def test_unknown_module_is_named(package: Path) -> None:
 def test_static_reading_agrees_with_import() -> None:
     from dataclasses import fields
 
-    from noscratch import tasks
+    from noscratch import backbones, tasks
 
     for name in code.names_in("noscratch.tasks"):
         module = tasks.load(name)
         assert code.config_fields(f"noscratch.tasks.{name}") == tuple(field.name for field in fields(module.Config))
         assert code.spec_literal(f"noscratch.tasks.{name}", "sources") == module.SPEC.sources
+    for name in code.names_in("noscratch.backbones"):
+        assert code.constant(f"noscratch.backbones.{name}", "CAUSAL_OK") == backbones.load(name).CAUSAL_OK
+
+
+def test_a_constant_that_is_not_there_is_named() -> None:
+    with pytest.raises(NoscratchError, match=r"noscratch\.train gives CAUSAL_OK as a literal"):
+        code.constant("noscratch.train", "CAUSAL_OK")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from noscratch import code, params, yaml_reader
+from noscratch import backbones, code, params, yaml_reader
 from noscratch.plan import PRETRAINING, Job, Plan, cells
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,8 @@ def test_every_pair_on_one_task_and_everything_at_least_once() -> None:
     assert len(grid) == len(set(grid)) <= 64
     assert {c.task for c in grid} == set(loaded.tasks)
     pairs = {(c.backbone, c.protocol) for c in grid if c.task == "listops"}
-    assert pairs == {(b, p) for b in loaded.backbones for p in params.PROTOCOLS}
+    impossible = {(b, "spt-causal") for b in loaded.backbones if not backbones.load(b).CAUSAL_OK}
+    assert pairs == {(b, p) for b in loaded.backbones for p in params.PROTOCOLS} - impossible
 
 
 def test_jobs_stand_after_what_they_need(settings: dict[str, Any], package: Path) -> None:
@@ -165,6 +166,12 @@ def test_tiers_share_raw_data_and_nothing_else(settings: dict[str, Any], package
     mini = jobs(settings)
     shared = {job.address for job in smoke.values()} & {job.address for job in mini.values()}
     assert shared == {smoke["fetch cola"].address}
+
+
+def test_a_bidirectional_backbone_has_no_causal_cells(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    edit(package / "backbones" / "s4d.py", "CAUSAL_OK = True", "CAUSAL_OK = False")
+    assert before.keys() - jobs(settings).keys() == {name for name in before if "-s4d-spt-causal-" in name} != set()
 
 
 def test_overrides_reach_the_cells_that_they_select(settings: dict[str, Any], package: Path) -> None:

@@ -150,7 +150,16 @@ def spec_literal(module: str, field: str) -> object:
     )
 
 
+@cache
+def constant(module: str, name: str) -> object:
+    """The literal that the module gives to `name` at its top level, such as a backbone's CAUSAL_OK."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return ast.literal_eval(node.value)
+    raise NoscratchError(f"{module} gives {name} as a literal at its top level; it does not. Write it out there.")
+
+
 def forget() -> None:
     """Read every file anew, after the package's files changed under a running process."""
-    for cached in (_tree, imports, _module_digest, digest, config_fields, spec_literal):
+    for cached in (_tree, imports, _module_digest, digest, config_fields, spec_literal, constant):
         cached.cache_clear()

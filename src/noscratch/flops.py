@@ -10,6 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any, out_val: torch.Tensor) -> int:
+    """oneDNN's product of x (..., in) and weight (out, in)."""
+    return 2 * out_val.numel() * weight.shape[1]
+
+
 # PyTorch has no formula for the CPU's form of attention: it does the work of the GPU's.
 FORMULAS = {
     **flop_registry,
@@ -18,6 +25,8 @@ FORMULAS = {
         _aten._scaled_dot_product_flash_attention_backward
     ],
 }
+if torch.backends.mkldnn.is_available():
+    FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
 
 
 class _Counter(TorchDispatchMode):

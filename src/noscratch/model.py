@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from noscratch import backbones
 
@@ -26,24 +27,40 @@ class TokenEmbedding(nn.Module):
 
 
 class PixelEmbedding(nn.Module):
-    """A linear map of two channels: the value of the pixel, 0 where it is hidden, and whether it is hidden.
+    """A linear map of the channels of the pixel, 0 where it is hidden, and of whether it is hidden.
 
-    The second channel is there in every phase, so that weights are handed over whole.
+    That flag is there in every phase, so that weights are handed over whole.
     """
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, channels: int, d_model: int) -> None:
         super().__init__()
-        self.map = nn.Linear(2, d_model)
+        self.map = nn.Linear(channels + 1, d_model)
 
     def forward(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
-        flag = torch.zeros_like(tokens, dtype=torch.bool) if hidden is None else hidden
-        value = pixel_value(tokens).masked_fill(flag, 0.0)
-        return self.map(torch.stack([value, flag.to(value.dtype)], dim=-1))
+        value = pixel_value(tokens).reshape(*tokens.shape[:2], -1)
+        flag = torch.zeros_like(value[..., :1], dtype=torch.bool) if hidden is None else hidden.unsqueeze(-1)
+        return self.map(torch.cat([value.masked_fill(flag, 0.0), flag.to(value.dtype)], dim=-1))
 
 
 def pixel_value(tokens: Tensor) -> Tensor:
     """0 ... 255 to [-1, 1]: as if the mean were 0.5 and the standard deviation 0.5 of [0, 1]."""
     return tokens.float() / (PIXEL_VALUES - 1) * 2.0 - 1.0
+
+
+class MatchHead(nn.Module):
+    """Pooled texts (2 B, D), all first ones before all second ones, to outputs (B, outputs) for the pairs.
+
+    Two layers over u, v, u - v and u v: the head for Retrieval of Nystromformer (Xiong et al., arXiv 2102.03902), which
+    S4 (Gu et al., arXiv 2111.00396) uses with GELU.
+    """
+
+    def __init__(self, d_model: int, outputs: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4 * d_model, d_model), nn.Linear(d_model, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        u, v = pooled.chunk(2)
+        return self.outer(functional.gelu(self.inner(torch.cat([u, v, u - v, u * v], dim=-1))))
 
 
 class Model(nn.Module):
@@ -53,12 +70,12 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, embed: nn.Module, blocks: list[nn.Module], d_model: int, outputs: int, dropout: float, causal: bool
+        self, embed: nn.Module, blocks: list[nn.Module], head: nn.Module, d_model: int, dropout: float, causal: bool
     ) -> None:
         super().__init__()
         self.embed, self.blocks, self.causal = embed, nn.ModuleList(blocks), causal
         self.norm = nn.LayerNorm(d_model)
-        self.head = nn.Linear(d_model, outputs)
+        self.head = head
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -75,20 +92,28 @@ class Model(nn.Module):
         weights = mask.to(features.dtype).unsqueeze(-1)
         return (features * weights).sum(1) / weights.sum(1)
 
+    def set_progress(self, fraction: float) -> bool:
+        """Tell the modules that change in the course of a training which share of it is over. Are there any?"""
+        changing = [module for module in self.blocks.modules() if hasattr(module, "set_progress")]
+        for module in changing:
+            module.set_progress(fraction)  # type: ignore[operator]
+        return bool(changing)
+
     def kernels(self) -> dict[str, str]:
         """The form of every kernel that the blocks run."""
         return {name: form for block in self.blocks for name, form in block.kernels.items()}  # type: ignore[operator, union-attr]
 
 
 def outputs(meta: Mapping[str, Any], objective: str) -> int:
-    """The width of the head: classes, 1 for a regression or pixels under L1, else the values of an element."""
+    """The width of the head: classes, 1 for a regression; for each channel of pixels 1 under L1 and else its values;
+    for tokens the vocabulary."""
     if objective == "classify":
         assert meta["kind"] == "classification" or meta["classes"] == 1, meta["classes"]
         return int(meta["classes"])
     assert objective in ("masked", "causal"), objective
     if meta["inputs"] == "pixels":
         assert meta["vocabulary"] == PIXEL_VALUES, meta["vocabulary"]
-        return 1 if meta["pretraining"]["loss"] == "l1" else PIXEL_VALUES
+        return int(meta["channels"]) * (1 if meta["pretraining"]["loss"] == "l1" else PIXEL_VALUES)
     assert meta["pretraining"]["loss"] == "cross-entropy", "tokens have no distance for an L1 loss"
     return int(meta["vocabulary"])
 
@@ -115,11 +140,13 @@ def build_model(meta: Mapping[str, Any], settings: Mapping[str, Any], seed: int)
     torch.default_generator.manual_seed(seed)
     embed: nn.Module
     if meta["inputs"] == "pixels":
-        embed = PixelEmbedding(d_model)
+        embed = PixelEmbedding(meta["channels"], d_model)
     else:
         embed = TokenEmbedding(meta["vocabulary"], meta["pad"], meta["mask"], d_model)
     blocks = [
         backbone.build(config, d_model, meta["length"], causal, backend=settings["backend"])
         for _ in range(size["layers"])
     ]
-    return Model(embed, blocks, d_model, outputs(meta, objective), size["dropout"], causal)
+    pairs = objective == "classify" and meta["pairs"]
+    head = (MatchHead if pairs else nn.Linear)(d_model, outputs(meta, objective))
+    return Model(embed, blocks, head, d_model, size["dropout"], causal)

@@ -190,13 +190,14 @@ def _selects(selector: Selector, name: str) -> bool:
 
 def cells(params: Params) -> list[Cell]:
     """The grid of the chosen tier: its blocks joined, each cell once, in the order of tasks, backbones, protocols,
-    seeds."""
+    seeds. `spt-causal` is left out for a backbone that is bidirectional only (CAUSAL_OK = False in its file)."""
     tier: TierParams = params.tier
     return [
         Cell(params.run.tier, task, backbone, protocol, seed)
         for task in params.tasks
         for backbone in params.backbones
         for protocol in PROTOCOLS
+        if protocol != "spt-causal" or code.constant(backbone_module(backbone), "CAUSAL_OK")
         if any(
             _selects(b.tasks, task) and _selects(b.backbones, backbone) and _selects(b.protocols, protocol)
             for b in tier.grid

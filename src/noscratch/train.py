@@ -65,7 +65,7 @@ class State:
     loss_terms: int = 0
     tokens_real: int = 0
     tokens_computed: int = 0
-    """Sum over batches of B L; the next two: of L and of B L^2."""
+    """Sum over batches of R sequences (Batch) of R L; the next two: of L and of R L^2."""
     lengths: int = 0
     squares: int = 0
     rows: int = 0
@@ -121,10 +121,11 @@ def run(
     if saved is not None:
         state, best = _restore(saved, identity, model, optimizer, checkpoints)
 
-    # Pretraining opens the training inputs only.
-    train = Split(prepared, "train")
+    # Pretraining opens the training inputs only, and takes the texts of a pair one by one.
+    classifies = settings["objective"] == "classify"
+    train = Split(prepared, "train", alone=not classifies)
     validation = Split(prepared, "validation") if finetune else None
-    units = len(train) if settings["objective"] == "classify" else int(train.lengths.sum())
+    units = len(train) if classifies else int(train.lengths.sum())
 
     with (
         _Stop(started, stop_after) as stop,
@@ -139,6 +140,8 @@ def run(
 
             # One step. Its random numbers are a function of (seed, step), so there is no generator to restore.
             model.train()
+            # Weights that were handed over have the course of a training behind them.
+            model.set_progress(1.0 if init is not None else state.step / plan["steps"])
             _seed_dropout(_seed(seed, settings["phase"], state.step), where)
             with _autocast(settings["dtype"], where):
                 outcome = outcome_of(model, batch, settings["objective"], meta, seed, epoch)
@@ -205,7 +208,7 @@ def run(
             "steps": state.step,
             "tokens_real": state.tokens_real,
             "tokens_computed": state.tokens_computed,
-            "flops": _training_flops(model, train, state, where),
+            "flops": _training_flops(model, train, state, where, (0.25, 0.75) if init is None else (1.0,)),
         },
         "kernels": model.kernels(),
     }
@@ -214,7 +217,7 @@ def run(
 def evaluate(model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str, step: int) -> Scores:
     """Loss and metrics of every example, whatever the batches. Raises Diverged for a loss that is not finite."""
     model.eval()
-    device = model.head.weight.device
+    device = model.norm.weight.device
     total, prediction = 0.0, np.zeros(len(split))
     for index in evaluation_batches(split.lengths, batch_tokens):
         with torch.no_grad(), _autocast(dtype, device):
@@ -334,22 +337,32 @@ def _account(state: State, batch: Batch, terms: int, loss: float) -> None:
     state.rows += terms
 
 
-def _training_flops(model: Model, train: Split, state: State, device: torch.device) -> int:
+def _training_flops(
+    model: Model, train: Split, state: State, device: torch.device, fractions: tuple[float, ...]
+) -> int:
     """Operations of all steps, forward and backward, from four probes: counting each step would slow it down.
+
+    A model that changes in the course of the training is probed at these fractions of it, of equal weight.
 
     A batch of B sequences of length L costs g L + B (a L + b L^2): kernels are made once for a batch, attention is
     quadratic. Two batch sizes and two lengths give g, a and b; a row through the head has its own price.
     """
-    longest = int(train.lengths.max())
     tokens = train.batch(np.array([train.lengths.argmax()])).tokens.to(device)
+    texts, longest = tokens.shape[:2]
     model.train()
+    if not model.set_progress(1.0):
+        fractions = (1.0,)
 
-    def body(size: int, length: int) -> int:
-        part = tokens[:, :length].expand(size, -1)
-        return flops.count(lambda: model(part, torch.ones_like(part, dtype=torch.bool)).sum().backward())
+    def body(size: int, length: int) -> float:
+        part, total = tokens[:1, :length].repeat_interleave(size, dim=0), 0
+        mask = torch.ones(size, length, dtype=torch.bool, device=device)
+        for fraction in fractions:
+            model.set_progress(fraction)
+            total += flops.count(lambda: model(part, mask).sum().backward())
+        return total / len(fractions)
 
     half = max(longest // 2, 1)
-    row = torch.zeros(1, model.head.in_features, device=device, requires_grad=True)
+    row = torch.zeros(texts, model.norm.normalized_shape[0], device=device, requires_grad=True)
     head = flops.count(lambda: model.head(row).sum().backward())
     each = body(2, longest) - body(1, longest)
     shared = (body(1, longest) - each) / longest

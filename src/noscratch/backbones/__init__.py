@@ -34,7 +34,8 @@ class Block(Protocol):
 
     A submodule with special parameters declares them: `optim: dict[str, dict[str, float]]` maps names of its own
     parameters to {"lr": ..., "weight_decay": ...}, which `noscratch.optim` reads. Every parameter is real: a complex
-    one is stored as its real and imaginary parts.
+    one is stored as its real and imaginary parts. A submodule that changes in the course of a training has
+    `set_progress(fraction)`, called before each step with the share of the steps that is over.
     """
 
     @property

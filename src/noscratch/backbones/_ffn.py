@@ -1,0 +1,146 @@
+"""The feedforward of every backbone that has one: two dense maps, or two structured ones, around a GELU.
+
+Structured forms, their initial values and self-guided training: Wei, Moalla, Pascanu, Gulcehre, "Building on Efficient
+Foundations: Effectively Training LLMs with Structured Feedforward Layers", arXiv 2406.16450.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from noscratch.backbones import require
+from noscratch.backbones._linear import Linear
+from noscratch.kernels import resolve, structured
+
+KERNELS = {
+    "low_rank": structured.low_rank,
+    "block_dense": structured.block_dense,
+    "block_shuffle": structured.block_shuffle,
+}
+GUIDED_SHARE = 0.5
+"""The share of the steps, from the first on, in which a guided map has its dense one beside it."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the two maps of a feedforward are."""
+
+    kind: str
+    """dense, low_rank, block_dense or block_shuffle."""
+    rank: float
+    """Rank of low_rank and block_dense over d_model."""
+    blocks: int
+    """Blocks of block_dense and block_shuffle."""
+    guided: bool
+    """Self-guided training: a dense map helps at first."""
+
+    def __post_init__(self) -> None:
+        kinds = ("dense", *KERNELS)
+        require(self.kind in kinds, f"ffn is one of {', '.join(kinds)}; got {self.kind!r}.")
+        require(0 < self.rank <= 1, f"rank, over d_model, is in (0, 1]; got {self.rank}.")
+        require(self.blocks >= 1, f"blocks is at least 1; got {self.blocks}.")
+        require(not self.guided or self.kind != "dense", "guided is for structured maps; got ffn 'dense'.")
+
+    def shapes(self, inputs: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the two weights of a structured map; one of its widths is d_model, the other at least that."""
+        narrow, b = min(inputs, outputs), self.blocks
+        rank = narrow if self.kind == "block_shuffle" else round(self.rank * narrow)
+        if self.kind == "low_rank":
+            require(rank >= 1, f"rank times d_model is at least 1; got {self.rank} times {narrow}.")
+            return (rank, inputs), (outputs, rank)
+        require(
+            rank > 0 == inputs % b == outputs % b == rank % b,
+            f"Widths and rank are multiples of blocks = {b}; got widths {inputs} and {outputs}, rank {rank}.",
+        )
+        first = (b, rank // b, inputs // b)
+        return first, ((outputs, rank) if self.kind == "block_dense" else (b, outputs // b, rank // b))
+
+
+class Feedforward(nn.Module):
+    """x (..., D) to down(gelu(up(x))), (..., D)."""
+
+    def __init__(self, d_model: int, width: int, structure: Structure, backend: str) -> None:
+        super().__init__()
+        self.up = _map(d_model, width, structure, backend)
+        self.down = _map(width, d_model, structure, backend)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        return self.up.kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(functional.gelu(self.up(x)))
+        return y
+
+    def merge(self) -> None:
+        """Make each structured map the dense one that it equals: faster for the few rows of generation."""
+        self.up, self.down = (m.merged() if isinstance(m, Structured) else m for m in (self.up, self.down))
+
+
+def _map(inputs: int, outputs: int, structure: Structure, backend: str) -> Linear | Structured:
+    if structure.kind == "dense":
+        return Linear(inputs, outputs, backend)
+    return Structured(inputs, outputs, structure, backend)
+
+
+class Structured(nn.Module):
+    """y = U V x + b with structured U V; guided: y = alpha W x + (1 - alpha) U V x + b, W = U V at first (section 4).
+
+    alpha falls from 1 to 0 by half a cosine over the first half of the training.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, inputs: int, outputs: int, structure: Structure, backend: str) -> None:
+        super().__init__()
+        self.kind, self.backend = structure.kind, backend
+        first, second = structure.shapes(inputs, outputs)
+        if self.kind == "low_rank":
+            U, S, V = torch.linalg.svd(nn.Linear(inputs, outputs).weight.detach(), full_matrices=False)
+            root = S[: first[0]].sqrt()
+            self.first, self.second = nn.Parameter(root[:, None] * V[: first[0]]), nn.Parameter(U[:, : first[0]] * root)
+        else:
+            self.first, self.second = nn.Parameter(_orthonormal(first)), nn.Parameter(_orthonormal(second))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.guide = nn.Parameter(self._product().detach()) if structure.guided else None
+        if structure.guided:
+            self.register_buffer("alpha", torch.ones(()))
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        return {self.kind: resolve(self.kind, self.backend, structured.STRUCTURED_BACKENDS, self.bias.device)}
+
+    def set_progress(self, fraction: float) -> None:
+        """Set alpha for the share `fraction` of the training that is over."""
+        if self.guide is not None:
+            self.alpha.fill_(0.5 * (1 + math.cos(math.pi * min(fraction / GUIDED_SHARE, 1.0))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = KERNELS[self.kind](x, self.first, self.second, backend=self.backend)
+        # Without its dense map the layer costs less: the second half of the training goes without.
+        if self.guide is not None and (alpha := self.alpha.item()):
+            y = alpha * structured.linear(x, self.guide, backend=self.backend) + (1 - alpha) * y
+        return y + self.bias
+
+    def merged(self) -> Linear:
+        """The dense layer with the same outputs."""
+        matrix = self._product()
+        if self.guide is not None:
+            matrix = self.alpha * self.guide + (1 - self.alpha) * matrix
+        dense = Linear(matrix.shape[1], matrix.shape[0], self.backend)
+        dense.weight, dense.bias = nn.Parameter(matrix.detach()), nn.Parameter(self.bias.detach().clone())
+        return dense
+
+    def _product(self) -> Tensor:
+        return structured.dense_of(self.kind, self.first, self.second)
+
+
+def _orthonormal(shape: tuple[int, ...]) -> Tensor:
+    """Random matrices (..., m, n) with orthonormal rows or columns, whichever are fewer."""
+    U, _, V = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    return U @ V
