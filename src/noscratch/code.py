@@ -118,17 +118,23 @@ def digest(modules: tuple[str, ...]) -> str:
 
 @cache
 def config_fields(module: str) -> tuple[str, ...]:
-    """Names of the fields of the module's `Config`: what params.yaml may set."""
+    """Names of the fields of the module's `Config`, inherited ones first: what params.yaml may set."""
+    fields = _class_fields(module, "Config")
+    if fields is None:
+        raise NoscratchError(f"Every task and backbone defines a frozen dataclass Config; {module} has none. Add it.")
+    return fields
+
+
+def _class_fields(module: str, name: str) -> tuple[str, ...] | None:
+    """Annotated names in the body of a class of `module`, or of the module that it is imported from."""
     for node in _tree(module).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return tuple(
-                item.target.id
-                for item in node.body
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-            )
-        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == "Config" for alias in node.names):
-            return config_fields(node.module)
-    raise NoscratchError(f"Every task and backbone defines a frozen dataclass Config; {module} has none. Add it.")
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            inherited = [_class_fields(module, base.id) or () for base in node.bases if isinstance(base, ast.Name)]
+            own = [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+            return tuple(dict.fromkeys([field for fields in inherited for field in fields] + own))
+        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
+            return _class_fields(node.module, name)
+    return None
 
 
 @cache
