@@ -129,12 +129,20 @@ def _class_fields(module: str, name: str) -> tuple[str, ...] | None:
     """Annotated names in the body of a class of `module`, or of the module that it is imported from."""
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = [_class_fields(module, base.id) or () for base in node.bases if isinstance(base, ast.Name)]
+            inherited = [_class_fields(*_place_of(module, base)) or () for base in node.bases]
             own = [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
             return tuple(dict.fromkeys([field for fields in inherited for field in fields] + own))
         if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
             return _class_fields(node.module, name)
     return None
+
+
+def _place_of(module: str, base: ast.expr) -> tuple[str, str]:
+    """Module and name of a base class, written as `Name` or as `imported_module.Name`."""
+    if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
+        suffix = f".{base.value.id}"
+        return next((found for found in imports(module) if found.endswith(suffix)), module), base.attr
+    return module, base.id if isinstance(base, ast.Name) else ""
 
 
 @cache
