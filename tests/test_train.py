@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import safetensors.torch
@@ -51,6 +53,9 @@ def curve(folder: Path) -> list[tuple[int, str, str, float]]:
     return [(int(step), split, metric, float(value)) for step, split, metric, value in rows[1:]]
 
 
+COLOURS: dict[str, Any] = {"inputs": "pixels", "channels": 3, "loss": "l1"}
+
+
 # Every objective
 
 
@@ -65,6 +70,25 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "next pixel": {"task": {"inputs": "pixels"}, "phase": "pretrain", "objective": "causal", "protocol": "spt-causal"},
     "classes": {"task": {}},
+    "masked colours, L1": {
+        "task": COLOURS,
+        "phase": "pretrain",
+        "objective": "masked",
+        "protocol": "spt-masked",
+    },
+    "next colour": {
+        "task": COLOURS | {"loss": "cross-entropy"},
+        "phase": "pretrain",
+        "objective": "causal",
+        "protocol": "spt-causal",
+    },
+    "masked texts of pairs": {
+        "task": {"pairs": True},
+        "phase": "pretrain",
+        "objective": "masked",
+        "protocol": "spt-masked",
+    },
+    "matches": {"task": {"pairs": True}},
     "classes of pixels, causal": {"task": {"inputs": "pixels"}, "protocol": "spt-causal"},
     "values": {"task": {"kind": "regression"}},
     "classes in bfloat16": {"task": {}, "dtype": "bfloat16"},
@@ -186,9 +210,9 @@ def test_the_test_split_is_opened_once_after_the_last_step(
     events: list[str] = []
 
     class Recorded(data.Split):
-        def __init__(self, folder: Path, name: str) -> None:
+        def __init__(self, folder: Path, name: str, alone: bool = False) -> None:
             events.append(f"open {name}")
-            super().__init__(folder, name)
+            super().__init__(folder, name, alone)
 
         def batch(self, index: np.ndarray) -> data.Batch:
             events.append(self.name)
@@ -240,7 +264,9 @@ def test_the_earliest_best_validation_step_is_handed_over(tmp_path: Path, prepar
 # Handing over
 
 
-def test_fine_tuning_starts_from_all_but_the_head(tmp_path: Path, prepared: Path) -> None:
+@pytest.mark.parametrize("task", [{}, {"pairs": True}, COLOURS], ids=["tokens", "pairs", "colours"])
+def test_fine_tuning_starts_from_all_but_the_head(tmp_path: Path, task: dict[str, Any]) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", **task)
     pretrain = tiny.settings("pretrain", "masked", protocol="spt-masked")
     run(tmp_path, pretrain, prepared, "pretrain")
     given_weights = safetensors.torch.load_file(tmp_path / "pretrain" / train.WEIGHTS)
@@ -251,13 +277,14 @@ def test_fine_tuning_starts_from_all_but_the_head(tmp_path: Path, prepared: Path
     scratch, pretrained = (
         safetensors.torch.load_file(tmp_path / name / train.WEIGHTS) for name in ("scratch", "pretrained")
     )
-    assert set(pretrained) == set(given_weights)
-    body = [name for name in pretrained if not name.startswith("head.")]
+    body = [name for name in given_weights if not name.startswith("head.")]
+    assert body == [name for name in pretrained if not name.startswith("head.")]
     assert all(torch.allclose(pretrained[name], given_weights[name], rtol=0, atol=1e-20) for name in body)
     assert any(not torch.equal(scratch[name], given_weights[name]) for name in body)
-    assert pretrained["head.weight"].shape == (2, 16)
-    assert given_weights["head.weight"].shape == (12, 16)
-    assert torch.equal(pretrained["head.weight"], scratch["head.weight"])
+    assert all(torch.equal(pretrained[name], scratch[name]) for name in set(pretrained) - set(body))
+    last = "head.outer.weight" if "pairs" in task else "head.weight"
+    assert pretrained[last].shape == (2, 16)
+    assert given_weights["head.weight"].shape == (3 if task == COLOURS else 12, 16)
 
 
 @pytest.mark.parametrize("change", [{"d_model": 8}, {"layers": 2}, {"backbone": "s4d"}])
@@ -275,8 +302,12 @@ def test_missing_weights_are_named(tmp_path: Path, prepared: Path) -> None:
 # Stopping and going on
 
 
+@pytest.mark.parametrize("task", [{}, {"pairs": True}, COLOURS], ids=["tokens", "pairs", "colours"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_interrupted_after_every_step_it_ends_with_the_same_bits(tmp_path: Path, prepared: Path, backbone: str) -> None:
+def test_interrupted_after_every_step_it_ends_with_the_same_bits(
+    tmp_path: Path, backbone: str, task: dict[str, Any]
+) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", **task)
     settings = tiny.settings(backbone=backbone, steps=6, evaluate_every=2)
     whole = run(tmp_path, settings, prepared, "whole")
     for step in range(1, 6):
@@ -483,9 +514,18 @@ def test_uniform_is_a_uniform_function_of_all_its_keys() -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"not an Arrow file"])
 def test_a_split_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes | None) -> None:
+    tiny.write_task(tmp_path)
+    (tmp_path / "train.arrow").unlink()
     if content is not None:
         (tmp_path / "train.arrow").write_bytes(content)
     with pytest.raises(data.DataError, match=r"train\.arrow.*noscratch prepare"):
+        data.Split(tmp_path, "train")
+
+
+def test_a_pair_without_its_second_text_is_refused(tmp_path: Path) -> None:
+    tiny.write_task(tmp_path)
+    (tmp_path / "meta.json").write_text(json.dumps(data.read_meta(tmp_path) | {"pairs": True}))
+    with pytest.raises(data.DataError, match=r"id, tokens, second and label; reading .*train\.arrow"):
         data.Split(tmp_path, "train")
 
 
@@ -498,6 +538,52 @@ def test_an_empty_example_is_refused(tmp_path: Path) -> None:
 def test_missing_meta_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match=r"noscratch prepare"):
         data.read_meta(tmp_path)
+
+
+def stored(prepared: Path, column: str) -> list[list[int]]:
+    """The token lists of the training split, as they were written."""
+    table = pa.ipc.open_file(pa.memory_map(str(prepared / "train.arrow"))).read_all()
+    return table.column(column).to_pylist()
+
+
+def real_rows(batch: data.Batch) -> list[list[int]]:
+    """The real tokens of each sequence of the batch; what stands elsewhere is 0."""
+    assert not batch.tokens[~batch.mask].any()
+    assert batch.real == int(batch.mask.sum())
+    return [tokens[mask].flatten().tolist() for tokens, mask in zip(batch.tokens, batch.mask, strict=True)]
+
+
+def test_a_batch_of_pairs_stacks_the_second_texts_below_the_first(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path, pairs=True)
+    split, first, second = data.Split(prepared, "train"), stored(prepared, "tokens"), stored(prepared, "second")
+    assert split.lengths.tolist() == [2 * max(len(u), len(v)) for u, v in zip(first, second, strict=True)]
+    for index in data.epoch_batches(split.lengths, 256, 0, 0):
+        batch = split.batch(index)
+        assert real_rows(batch) == [first[i] for i in index] + [second[i] for i in index]
+        assert batch.label.tolist() == split.targets()[index].tolist()
+        assert batch.tokens.numel() <= 256
+
+
+def test_pretraining_takes_the_texts_of_pairs_one_by_one(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path, pairs=True)
+    split, texts = data.Split(prepared, "train", alone=True), stored(prepared, "tokens") + stored(prepared, "second")
+    assert split.lengths.tolist() == [len(text) for text in texts]
+    batches = data.epoch_batches(split.lengths, 256, 0, 0)
+    assert sorted(np.concatenate(batches)) == list(range(2 * tiny.SIZES["train"]))
+    for index in batches:
+        assert real_rows(split.batch(index)) == [texts[i] for i in index]
+    result = run(tmp_path, tiny.settings("pretrain", "masked", protocol="spt-masked", steps=len(batches)), prepared)
+    assert result["counts"]["tokens_real"] == sum(map(len, texts))
+
+
+def test_a_position_of_a_colour_image_has_three_numbers(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path, **COLOURS)
+    split, pixels = data.Split(prepared, "train"), stored(prepared, "tokens")
+    assert set(split.lengths) == {24}
+    batch = split.batch(np.array([5, 0]))
+    assert batch.tokens.shape == (2, 24, 3)
+    assert real_rows(batch) == [pixels[5], pixels[0]]
+    assert batch.real == 2 * 24
 
 
 # Objectives
@@ -537,19 +623,24 @@ def built(prepared: Path, **changes: Any) -> tuple[model.Model, data.Batch, dict
     return made, data.Split(prepared, "train").batch(np.array([3, 1, 2])), meta
 
 
-@pytest.mark.parametrize("inputs", ["tokens", "pixels"])
+@pytest.mark.parametrize("task", [{}, {"inputs": "pixels"}, COLOURS], ids=["tokens", "pixels", "colours"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_what_is_hidden_does_not_reach_the_model(tmp_path: Path, inputs: str, backbone: str) -> None:
-    prepared = tiny.write_task(tmp_path, inputs=inputs)
+def test_what_is_hidden_does_not_reach_the_model(tmp_path: Path, task: dict[str, Any], backbone: str) -> None:
+    prepared = tiny.write_task(tmp_path, **task)
     made, batch, _ = built(prepared, phase="pretrain", objective="masked", backbone=backbone)
     hidden = objectives.hidden_positions(batch.mask, batch.index, 0.3, 0, 0)
     made.float()
     features = made(batch.tokens, batch.mask, hidden)
-    changed = torch.where(hidden, batch.tokens % 5 + 1, batch.tokens)
-    assert not torch.equal(changed, batch.tokens)
-    assert torch.equal(made(changed, batch.mask, hidden), features)
-    seen = torch.where(batch.mask & ~hidden, batch.tokens % 5 + 1, batch.tokens)
-    assert not torch.equal(made(seen, batch.mask, hidden), features)
+    for where, same in ((hidden, True), (batch.mask & ~hidden, False)):
+        changed = batch.tokens.clone()
+        changed[where] = changed[where] % 5 + 1
+        assert not torch.equal(changed, batch.tokens)
+        assert torch.equal(made(changed, batch.mask, hidden), features) == same
+    if task == COLOURS:  # each channel of what is seen reaches it
+        for channel in range(3):
+            changed = batch.tokens.clone()
+            changed[..., channel] = 255 - changed[..., channel]
+            assert not torch.equal(made(changed, batch.mask, hidden), features)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -578,6 +669,23 @@ def test_sequences_of_one_element_do_not_break_a_step(tmp_path: Path, objective:
     run(tmp_path, tiny.settings("pretrain", objective, protocol=f"spt-{objective}"), prepared)
 
 
+@pytest.mark.parametrize("loss", ["l1", "cross-entropy"])
+def test_the_loss_of_a_colour_is_the_mean_over_its_channels(tmp_path: Path, loss: str) -> None:
+    prepared = tiny.write_task(tmp_path, **COLOURS | {"loss": loss})
+    made, batch, meta = built(prepared, phase="pretrain", objective="masked")
+    outcome = objectives.outcome_of(made.float(), batch, "masked", meta, 0, 0)
+    hidden = objectives.hidden_positions(batch.mask, batch.index, 0.3, 0, 0)
+    assert outcome.terms == int(hidden.sum())
+    losses = []
+    for output, wanted in zip(outcome.output, batch.tokens[hidden], strict=True):
+        for channel in range(3):
+            if loss == "l1":
+                losses.append((output[channel] - model.pixel_value(wanted[channel])).abs())
+            else:
+                losses.append(-output[256 * channel : 256 * (channel + 1)].log_softmax(-1)[wanted[channel]])
+    torch.testing.assert_close(outcome.total, torch.stack(losses).sum() / 3)
+
+
 # The model
 
 
@@ -597,6 +705,36 @@ def test_outputs_do_not_depend_on_the_batch(prepared: Path, backbone: str, causa
         )
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_match_depends_on_its_own_pair_only(tmp_path: Path, backbone: str, causal: bool) -> None:
+    prepared = tiny.write_task(tmp_path, pairs=True)
+    made, together, meta = built(prepared, backbone=backbone, protocol="spt-causal" if causal else "scratch")
+    made.float()
+    want = objectives.classify(made, together, meta["kind"])
+    assert want.output.shape == (3, 2)
+    assert want.terms == want.units == 3
+    split = data.Split(prepared, "train")
+    alone = [objectives.classify(made, split.batch(together.index[i : i + 1]), meta["kind"]) for i in range(3)]
+    bound = tolerance(torch.float32, 64, 100)
+    assert_close(torch.cat([outcome.output for outcome in alone]), want.output, bound)
+    torch.testing.assert_close(torch.stack([outcome.total for outcome in alone]).sum(), want.total)
+    # One encoder reads both texts: exchanged, they give the same features in the other order.
+    pooled = made.pool(made(together.tokens, together.mask), together.mask)
+    order = torch.tensor([3, 4, 5, 0, 1, 2])
+    exchanged = made.pool(made(together.tokens[order], together.mask[order]), together.mask[order])
+    assert_close(exchanged, pooled[order], bound)
+
+
+def test_the_match_head_sees_both_texts_their_difference_and_their_product() -> None:
+    head = model.MatchHead(3, 2).double()
+    u, v = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inner = sum(part @ head.inner.weight[:, 3 * i : 3 * i + 3].T for i, part in enumerate((u, v, u - v, u * v)))
+    hidden = inner + head.inner.bias
+    gelu = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+    torch.testing.assert_close(head(torch.cat([u, v])), gelu @ head.outer.weight.T + head.outer.bias)
+
+
 def test_pooling_takes_the_mean_or_the_last_real_token(prepared: Path) -> None:
     features, mask = torch.arange(24.0).view(2, 4, 3), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
     both, _, _ = built(prepared)
@@ -611,7 +749,8 @@ def test_the_head_has_the_shape_that_the_vocabulary_asks_for(tmp_path: Path) -> 
     values = data.read_meta(tiny.write_task(tmp_path / "values", kind="regression"))
     l1 = pixels | {"pretraining": {"ratio": 0.5, "loss": "l1"}}
     shapes = [(tokens, "masked"), (tokens, "causal"), (tokens, "classify"), (pixels, "masked"), (l1, "masked")]
-    assert [model.outputs(meta, objective) for meta, objective in shapes] == [12, 12, 2, 256, 1]
+    shapes += [(pixels | {"channels": 3}, "causal"), (l1 | {"channels": 3}, "masked")]
+    assert [model.outputs(meta, objective) for meta, objective in shapes] == [12, 12, 2, 256, 1, 768, 3]
     assert model.outputs(values, "classify") == 1
     for meta, objective in (*shapes, (values, "classify")):
         made = model.build_model(meta, tiny.settings(objective=objective, protocol="spt-causal"), 0)
@@ -635,11 +774,13 @@ def test_pixels_are_centred() -> None:
 # Counting
 
 
+@pytest.mark.parametrize("task", [{}, {"pairs": True}, COLOURS], ids=["tokens", "pairs", "colours"])
 @pytest.mark.parametrize("objective", ["classify", "masked"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_flops_of_a_run_are_those_of_its_steps(
-    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, objective: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, objective: str, task: dict[str, Any]
 ) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", **task)
     counted: list[int] = []
     original = train.outcome_of
 

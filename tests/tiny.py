@@ -21,12 +21,15 @@ def write_task(
     shortest: int = 6,
     vocabulary: int = 12,
     loss: str = "cross-entropy",
+    channels: int = 1,
+    pairs: bool = False,
     sizes: dict[str, int] | None = None,
     **meta: Any,
 ) -> Path:
     """A task that can be learned: the class says whether ids of the upper half prevail, a value is their share.
 
-    Pixels all have `length`, tokens from `shortest` to `length`. `meta` replaces entries of meta.json.
+    Pixels all have `length`, tokens from `shortest` to `length`. The class of a pair says whether they prevail in both
+    texts or in neither. `meta` replaces entries of meta.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pixels = inputs == "pixels"
@@ -34,17 +37,17 @@ def write_task(
     low, high = (0, 256) if pixels else (1, vocabulary - 1)
     for number, (split, size) in enumerate((sizes or SIZES).items()):
         random = np.random.default_rng([number, length])
-        lengths = np.full(size, length) if pixels else random.integers(shortest, length + 1, size)
-        tokens = [random.integers(low, high, n) for n in lengths]
-        share = np.array([np.sum(row >= (low + high) / 2) / max(len(row), 1) for row in tokens])
-        labels = pa.array(share, pa.float32()) if kind == "regression" else pa.array((share > 0.5).astype(np.int64))
-        table = pa.table(
-            {
-                "id": [f"{split}-{i}" for i in range(size)],
-                "tokens": pa.array(tokens, pa.list_(pa.uint8() if pixels else pa.uint16())),
-                "label": labels,
-            }
-        )
+        columns: dict[str, pa.Array] = {"id": pa.array([f"{split}-{i}" for i in range(size)])}
+        shares = []
+        for column in ("tokens", "second")[: 1 + pairs]:
+            lengths = np.full(size, channels * length) if pixels else random.integers(shortest, length + 1, size)
+            tokens = [random.integers(low, high, n) for n in lengths]
+            columns[column] = pa.array(tokens, pa.list_(pa.uint8() if pixels else pa.uint16()))
+            shares.append(np.array([np.sum(row >= (low + high) / 2) / max(len(row), 1) for row in tokens]))
+        classes = (shares[0] > 0.5) == (shares[1] > 0.5) if pairs else shares[0] > 0.5
+        regression = kind == "regression"
+        columns["label"] = pa.array(shares[0], pa.float32()) if regression else pa.array(classes.astype(np.int64))
+        table = pa.table(columns)
         with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     described = {
@@ -53,6 +56,8 @@ def write_task(
         "classes": 1 if kind == "regression" else 2,
         "metrics": ["pearson", "spearman"] if kind == "regression" else ["accuracy", "matthews", "f1"],
         "inputs": inputs,
+        "channels": channels,
+        "pairs": pairs,
         "vocabulary": vocabulary,
         "pad": 0,
         "mask": None if pixels else vocabulary - 1,

@@ -55,18 +55,21 @@ def read_meta(prepared: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded on the right to the longest of them."""
+    """B examples as R sequences, padded on the right to the longest of them.
+
+    R is B, or 2 B for pairs: all first texts, then all second ones, for one encoder.
+    """
 
     index: NDArray[np.int64]
     """(B,): which examples of the split."""
     tokens: Tensor
-    """(B, L), int64; 0 at padding."""
+    """(R, L), or (R, L, channels) for pixels of several numbers each; int64, 0 at padding."""
     mask: Tensor
-    """(B, L), bool; True at real tokens."""
+    """(R, L), bool; True at real positions."""
     label: Tensor
     """(B,): int64 class or float32 value."""
     real: int
-    """Number of real tokens."""
+    """Number of real positions."""
 
     def to(self, device: torch.device) -> Batch:
         tokens, mask, label = (part.to(device, non_blocking=True) for part in (self.tokens, self.mask, self.label))
@@ -74,28 +77,38 @@ class Batch:
 
 
 class Split:
-    """One split of a prepared task. Only its own file is opened; tokens stay on disk until a batch needs them."""
+    """One split of a prepared task. Only its own file is opened; tokens stay on disk until a batch needs them.
 
-    def __init__(self, prepared: Path, name: str) -> None:
+    `alone`: each text of a pair is an example by itself, first all first ones, then all second ones; both have the
+    label of the pair.
+    """
+
+    def __init__(self, prepared: Path, name: str, alone: bool = False) -> None:
         self.name = name
         path = prepared / f"{name}.arrow"
+        meta = read_meta(prepared)
+        columns = ("tokens", "second") if meta["pairs"] else ("tokens",)
         try:
             self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            tokens = self._table.column("tokens").combine_chunks()
+            lists = [self._table.column(column).combine_chunks() for column in columns]
             # to_numpy() would do the same and import pandas, which costs every process half a second.
-            offsets, values = np.from_dlpack(tokens.offsets), np.from_dlpack(tokens.values)
+            texts = [(np.from_dlpack(text.offsets), np.from_dlpack(text.values)) for text in lists]
             labels = np.from_dlpack(self._table.column("label").combine_chunks())
         except (OSError, KeyError, pa.ArrowException) as error:
             raise DataError(
-                f"A prepared split is an Arrow file with id, tokens and label; reading {path} gave: {error}. "
-                "Run `noscratch prepare` again."
+                f"A prepared split is an Arrow file with id, {', '.join(columns)} and label; reading {path} gave: "
+                f"{error}. Run `noscratch prepare` again."
             ) from error
-        self._offsets: NDArray[Any] = offsets
-        self._values: NDArray[Any] = values
+        self._texts: list[tuple[NDArray[Any], NDArray[Any]]] = texts
         self._labels: NDArray[Any] = labels
-        self.lengths: NDArray[np.int64] = np.diff(offsets).astype(np.int64)
-        if not len(self.lengths) or self.lengths.min() < 1:
+        self._channels: int = meta["channels"]
+        self._rows = 1 if alone else len(texts)
+        sizes = np.concatenate([np.diff(offsets) for offsets, _ in texts]).astype(np.int64)
+        if not len(sizes) or sizes.min() < 1:
             raise DataError(f"A split has examples, each of at least one token; {path} does not. Prepare it again.")
+        self._lengths = sizes // self._channels
+        self.lengths: NDArray[np.int64] = self._rows * self._lengths.reshape(self._rows, -1).max(axis=0)
+        """(n,): positions of each example in a batch of which it is the longest: of a pair, twice the longer text."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -108,13 +121,20 @@ class Split:
         return self._labels.astype(np.float64)
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
-        lengths = self.lengths[index]
-        tokens = np.zeros((len(index), int(lengths.max())), np.int64)
-        mask = np.arange(tokens.shape[1]) < lengths[:, None]
-        for row, example in enumerate(index):
-            start, end = self._offsets[example], self._offsets[example + 1]
-            tokens[row, : end - start] = self._values[start:end]
-        label = torch.from_numpy(self._labels[index])
+        # Texts are numbered through both columns, whether they come in pairs or alone.
+        sequences = np.concatenate([index + row * len(self) for row in range(self._rows)])
+        lengths = self._lengths[sequences]
+        longest = int(lengths.max())
+        tokens: NDArray[np.int64] = np.zeros((len(sequences), longest * self._channels), np.int64)
+        for row, sequence in enumerate(sequences):
+            column, example = divmod(int(sequence), len(self._labels))
+            offsets, values = self._texts[column]
+            start, end = offsets[example], offsets[example + 1]
+            tokens[row, : end - start] = values[start:end]
+        if self._channels > 1:
+            tokens = tokens.reshape(len(sequences), longest, self._channels)
+        mask = np.arange(longest) < lengths[:, None]
+        label = torch.from_numpy(self._labels[index % len(self._labels)])
         return Batch(index, torch.from_numpy(tokens), torch.from_numpy(mask), label, int(lengths.sum()))
 
 

@@ -20,9 +20,9 @@ class Outcome(NamedTuple):
     total: Tensor
     """Sum of the losses, a float32 scalar."""
     terms: int
-    """Number of losses in the sum, and of rows that went through the head: sequences or predicted elements."""
+    """Number of losses in the sum, and of rows that went through the head: examples or predicted elements."""
     units: int
-    """What the batch weighs in an epoch: sequences, or real tokens for the element-wise objectives."""
+    """What the batch weighs in an epoch: examples, or real positions for the element-wise objectives."""
     output: Tensor
     """What the head gave, (terms, outputs)."""
 
@@ -44,7 +44,7 @@ def outcome_of(model: Model, batch: Batch, objective: str, meta: Mapping[str, An
 
 
 def classify(model: Model, batch: Batch, kind: str) -> Outcome:
-    """Cross-entropy of the class, or squared error of the value, of whole sequences."""
+    """Cross-entropy of the class, or squared error of the value, of whole sequences or pairs of them."""
     output = model.head(model.pool(model(batch.tokens, batch.mask), batch.mask)).float()
     if kind == "classification":
         total = functional.cross_entropy(output, batch.label, reduction="sum")
@@ -72,12 +72,14 @@ def hidden_positions(mask: Tensor, index: NDArray[np.int64], ratio: float, seed:
 
 
 def _elements(model: Model, features: Tensor, batch: Batch, chosen: Tensor, target: Tensor, loss: str) -> Outcome:
-    """Losses at the chosen (B, L) positions only, the head included."""
+    """Losses at the chosen (B, L) positions only, the head included; one is the mean over the channels there."""
     rows = chosen.flatten().nonzero().squeeze(-1).to(features.device)
     output = model.head(features.flatten(0, 1)[rows]).float()
-    wanted = target.flatten()[rows]
+    channels = target[0, 0].numel()
+    wanted = target.flatten(0, 1)[rows].reshape(len(rows), channels)
     if loss == "l1":
-        total = functional.l1_loss(output.squeeze(-1), pixel_value(wanted), reduction="sum")
+        total = functional.l1_loss(output, pixel_value(wanted), reduction="sum")
     else:
-        total = functional.cross_entropy(output, wanted, reduction="sum")
-    return Outcome(total, len(rows), batch.real, output)
+        logits = output.unflatten(-1, (channels, -1)).flatten(0, 1)
+        total = functional.cross_entropy(logits, wanted.flatten(), reduction="sum")
+    return Outcome(total / channels, len(rows), batch.real, output)

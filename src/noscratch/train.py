@@ -327,7 +327,7 @@ def _restore(
 
 
 def _account(state: State, batch: Batch, terms: int, loss: float) -> None:
-    size, length = batch.tokens.shape
+    size, length = batch.mask.shape
     state.loss_total += loss
     state.loss_terms += terms
     state.tokens_real += batch.real
