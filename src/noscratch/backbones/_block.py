@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch.backbones import require
+from noscratch.backbones._linear import Linear
 from noscratch.kernels import conv, resolve, ssm
 
 
@@ -42,12 +43,13 @@ class MixerBlock(nn.Module):
         super().__init__()
         self.mixer, self.pre, self.dropout = mixer, norm == "pre", dropout
         self.norm = nn.LayerNorm(d_model)
-        self.gate = nn.Linear(d_model, 2 * d_model)
+        self.gate = Linear(d_model, 2 * d_model, mixer.backend)
 
     @property
     def kernels(self) -> dict[str, str]:
         device, backend = self.gate.weight.device, self.mixer.backend
-        return {name: resolve(name, backend, available, device) for name, available in self.mixer.forms.items()}
+        forms = {name: resolve(name, backend, available, device) for name, available in self.mixer.forms.items()}
+        return forms | self.gate.kernels
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self._leave(x, self.mixer(self._enter(x) * mask.unsqueeze(-1)))

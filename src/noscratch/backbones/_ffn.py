@@ -101,11 +101,10 @@ class Structured(nn.Module):
         self.kind, self.backend = structure.kind, backend
         first, second = structure.shapes(inputs, outputs)
         if self.kind == "low_rank":
-            U, S, V = torch.linalg.svd(nn.Linear(inputs, outputs).weight.detach(), full_matrices=False)
-            root = S[: first[0]].sqrt()
-            self.first, self.second = nn.Parameter(root[:, None] * V[: first[0]]), nn.Parameter(U[:, : first[0]] * root)
+            V, U = _nearest(nn.Linear(inputs, outputs).weight.detach(), rank=first[0])
         else:
-            self.first, self.second = nn.Parameter(_orthonormal(first)), nn.Parameter(_orthonormal(second))
+            V, U = _orthonormal(first), _orthonormal(second)
+        self.first, self.second = nn.Parameter(V.contiguous()), nn.Parameter(U.contiguous())
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.guide = nn.Parameter(self._product().detach()) if structure.guided else None
         if structure.guided:
@@ -138,6 +137,13 @@ class Structured(nn.Module):
 
     def _product(self) -> Tensor:
         return structured.dense_of(self.kind, self.first, self.second)
+
+
+def _nearest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """V (rank, in) and U (out, rank) of equal scale whose product U V is nearest to the matrix (out, in)."""
+    U, S, V = torch.linalg.svd(matrix, full_matrices=False)
+    root = S[:rank].sqrt()
+    return root[:, None] * V[:rank], U[:, :rank] * root
 
 
 def _orthonormal(shape: tuple[int, ...]) -> Tensor:

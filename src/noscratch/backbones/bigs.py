@@ -37,13 +37,13 @@ class Config:
     mixer: Literal["ssm", "attention"] = "ssm"
     expansion: int = 3
     """Width of the gate over d_model. A stacked block's feedforward is one wider, for about as many parameters."""
+    dt_min: float = 0.01
+    dt_max: float = 1.0
+    """The step of each direction is drawn log-uniformly between the two."""
     d_state: int = 64
     """N: complex states, none of them for its conjugate."""
     init: Literal["legs", "lin"] = "legs"
     """Eigenvalues: all N of skew-symmetric HiPPO-LegS, or -1/2 + i pi n."""
-    dt_min: float = 0.01
-    dt_max: float = 1.0
-    """The step of each direction is drawn log-uniformly between the two."""
     heads: int = 8
     """Of attention, which has rotary positions."""
     dropout: float = 0.0
