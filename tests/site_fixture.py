@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +123,12 @@ def checkout(root: Path, mini: int = 0) -> Path:
     (root / "claims").mkdir()
     (root / "claims" / "spt.yaml").write_text(CLAIMS, encoding="utf-8")
     source(root, "cola", "blocked", BLOCKED)
-    source(root, "imdb", "done", None)
+    source(root, "imdb", "done", None, ("aclImdb.tar.gz",))
+    source(root, "lra-listops", "done", None, ("basic_train.tsv", "basic_val.tsv", "basic_test.tsv"), "official tree")
     for name, classes in {"listops": 10, "pathfinder": 2}.items():
         prepared(root, name, classes)
-    prepared(root, "cola", 2, state="blocked", reason=f"cola: {BLOCKED}")
+    prepared(root, "cola", 2, state="blocked", reason=f"cola: {BLOCKED}", sources=("cola",))
+    prepared(root, "text", 2, sources=("imdb",))
     folders = []
     for task in ("cola", "listops", "pathfinder"):
         for backbone in ("s4d", "transformer"):
@@ -155,20 +157,94 @@ def report(root: Path, folders: list[Path]) -> None:
     judge(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
 
 
-def source(root: Path, name: str, state: str, reason: str | None) -> None:
-    record(
-        root / "data" / "raw" / name,
-        "fetch",
-        name,
-        {"source": name},
-        {},
-        state,
-        reason,
-        {"source": name, "form": "official archive"},
-    )
+def measurements(root: Path) -> None:
+    """Measurements as bench/ commits them, made up: kernels, error growth, generators."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for item, power in (("s4d", 1.0), ("attention", 2.0)):
+        for environment in ("plain", "equal"):
+            for threads in (1, 2):
+                for batch, length in ((8, 1024), (8, 2048), (4, 4096), (2, 16384)):
+                    ours = 1e-6 * batch * length**power / threads
+                    for candidate, ratio in (("noscratch", 1.0), ("plain PyTorch", 0.9), ("state-spaces/s4", 13.0)):
+                        ratio *= 1 + 0.01 * float(draw.random()) * (ratio != 1.0)
+                        memory = int(4096 * batch * length * ratio) if threads == 2 else None
+                        rows.append(
+                            {
+                                "item": item,
+                                "batch": batch,
+                                "heads": 128,
+                                "length": length,
+                                "states": 64,
+                                "environment": environment,
+                                "threads": threads,
+                                "candidate": candidate,
+                                "revision": "e757cef57d89" * 3 if "/" in candidate else "",
+                                "best": ours * ratio,
+                                "median": 1.1 * ours * ratio,
+                                "rounds": 12,
+                                "ratio": ratio,
+                                "peak": memory,
+                                "peak_ratio": ratio if memory else None,
+                                "device": "A processor, 2 processors",
+                                "torch": "2.13.0",
+                            }
+                        )
+    growth = [
+        {
+            "kernel": kernel,
+            "backend": backend,
+            "dtype": dtype,
+            "length": 2**k,
+            "max": eps * (1 + k) * (k > 0),
+            "rms": eps,
+        }
+        for kernel in ("s4_kernel", "long_conv")
+        for dtype, eps in (("float32", 6e-8), ("float64", 1.1e-16))
+        for backend in ("reference", "fast")
+        for k in range(0, 17, 2)
+    ]
+    made = [
+        {"data": "listops", "compile_s": 2.0, "fast_per_s": 41234.5, "straightforward_per_s": 900.0, "ratio": 45.8},
+        {"data": "pathfinder-32", "compile_s": 9.0, "fast_per_s": 812.3, "straightforward_per_s": 1.5, "ratio": 541.5},
+    ]
+    for name, file, content in (
+        ("bench-kernels", "kernels.parquet", parquet_bytes(pa.Table.from_pylist(rows))),
+        ("bench-error-growth", "growth.parquet", parquet_bytes(pa.Table.from_pylist(growth))),
+        ("bench-generators", "generators.json", json.dumps(made).encode()),
+    ):
+        folder = root / "reports" / "records" / name
+        folder.mkdir(parents=True)
+        (folder / file).write_bytes(content)
+        record(folder, "bench", name, {"seconds": 5.0}, {}, "done", None, {})
+        about = {"commit": "38ac6de2" * 5, "dirty": False, "processor": "A processor", "python": "3.11.9"}
+        about |= {"libraries": {"torch": "2.13.0", "numpy": "2.4.0"}, "started": "2026-11-20T11:00:00+00:00"}
+        (folder / "provenance.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def prepared(root: Path, task: str, classes: int, state: str = "done", reason: str | None = None) -> None:
+def source(
+    root: Path,
+    name: str,
+    state: str,
+    reason: str | None,
+    files: Sequence[str] = (),
+    form: str = "official archive",
+) -> None:
+    folder = root / "data" / "raw" / name
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).write_text(f"{name} {file}" * 100, encoding="utf-8")
+    record(folder, "fetch", name, {"source": name}, {}, state, reason, {"source": name, "form": form})
+
+
+def prepared(
+    root: Path,
+    task: str,
+    classes: int,
+    state: str = "done",
+    reason: str | None = None,
+    sources: Sequence[str] = (),
+) -> None:
     folder = root / "data" / "prepared" / task
     folder.mkdir(parents=True)
     labels = {str(c): EXAMPLES // classes for c in range(classes)}
@@ -179,7 +255,8 @@ def prepared(root: Path, task: str, classes: int, state: str = "done", reason: s
         (folder / "meta.json").write_text(
             json.dumps({"task": task, "kind": "classification", "classes": classes}), encoding="utf-8"
         )
-    record(folder, "prepare", task, {"task": task, "data": {}}, {}, state, reason, result)
+    needs = {name: _address(name) for name in sources}
+    record(folder, "prepare", task, {"task": task, "data": {"length": 256}}, needs, state, reason, result)
 
 
 def run(

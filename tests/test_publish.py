@@ -17,10 +17,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import site_fixture
-from noscratch.results.pages import board, charts, downloads
+from noscratch.results.pages import board, charts, downloads, numerics
 from noscratch.results.pages.evidence import PublishError
 from noscratch.results.pages.markup import Html, command, prose, slug, tag
 from noscratch.results.publish import GENERATED, publish
+from noscratch.sources.registry import SOURCES
 
 # What a hostile record may hold: markup, Markdown, a template, an include.
 HOSTILE_SCRIPT = "<script>document.documentElement.dataset.hacked = 1</script>"
@@ -113,6 +114,64 @@ def test_a_claim_without_verdict_stops_the_build(copy: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("id: spt-image", "id: spt-pictures"), encoding="utf-8")
     with pytest.raises(PublishError, match=r"spt-image, spt-pictures"):
         publish(copy)
+
+
+def test_what_is_not_measured_says_so_and_how(root: Path) -> None:
+    for name in ("performance", "numerics"):
+        page = pages(root)[f"{name}.md"]
+        assert "Not measured yet." in page
+        assert "python -m bench." in page
+
+
+def test_a_measurement_is_shown_with_device_rounds_and_slopes(copy: Path) -> None:
+    site_fixture.measurements(copy)
+    publish(copy)
+    page = pages(copy)["performance.md"]
+    assert "Not measured yet." not in page
+    assert "A processor, 2 processors" in page
+    rows = pq.read_table(copy / "reports/records/bench-kernels/kernels.parquet").to_pylist()
+    others = [row for row in rows if row["candidate"] != "noscratch"]
+    # Every ratio stands in the table of its setting and in that of all comparisons, with its rounds.
+    assert len(re.findall(r"<b[^>]*>[\d.]+×</b><small>n = 12 rounds</small>", page)) == 2 * len(others)
+    for words in ("noscratch, slope 1.00", "noscratch, slope 2.00", "Peak memory of a sequence, MB", "542×"):
+        assert words in page
+    worst = pages(copy)["numerics.md"]
+    assert worst.count("<b>1e-06</b></td><td>65,536</td>") == 4
+    assert "slope" in worst
+
+
+@pytest.mark.parametrize("change", ["doctored", "gone"])
+def test_a_measurement_that_is_not_its_records_stops_the_build(copy: Path, change: str) -> None:
+    site_fixture.measurements(copy)
+    path = copy / "reports/records/bench-kernels/kernels.parquet"
+    path.write_bytes(path.read_bytes() + b"x") if change == "doctored" else path.unlink()
+    with pytest.raises(PublishError, match=r"reports/records/bench-kernels/kernels\.parquet"):
+        publish(copy)
+
+
+def test_every_law_is_tested_where_the_page_says() -> None:
+    for law in numerics.LAWS:
+        for area, function in law.tests:
+            suite = site_fixture.REPOSITORY / numerics.suite(area)
+            assert f"\ndef {function}(" in suite.read_text(encoding="utf-8"), law.name
+
+
+def test_every_source_is_on_the_data_page_with_its_state(root: Path) -> None:
+    page = pages(root)["data.md"]
+    rows = {
+        re.findall(r'href="#([^"]+)"', row)[0]: row
+        for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", page.partition("## Source by source")[0])
+    }
+    assert {*SOURCES, "listops-generated", "pathfinder-generated"} == set(rows)
+    for name, words in {
+        "cola": ("blocked", site_fixture.BLOCKED, "not fetched"),
+        "imdb": ("available", "official archive", "published digest, verified"),
+        "lra-listops": ("available", "official tree", "trusted on first use"),
+        "wikipedia-bookcorpus": ("blocked", "no stable address"),
+        "sst2": ("not in the plan", "not fetched"),
+        "listops-generated": ("generated", "seeded generator"),
+    }.items():
+        assert all(word in rows[name] for word in words), (name, rows[name])
 
 
 def test_results_are_text(tmp_path: Path) -> None:
@@ -232,6 +291,25 @@ def test_ticks_enclose_the_data(one: float, other: float, about: int) -> None:
     assert high - room <= ticks[-1]
     assert 2 <= len(ticks) <= 3 * about + 2
     assert ticks == sorted(set(ticks))
+
+
+@given(st.floats(1e-18, 1e9), st.floats(1e-18, 1e9))
+def test_logarithmic_ticks_enclose_the_data(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    for ticks in (charts.log_ticks(low, high), charts.powers_of_two(low, high)):
+        assert ticks[0] <= low * (1 + 1e-6)
+        assert high <= ticks[-1] * (1 + 1e-6)
+        assert len(ticks) >= 2
+        assert ticks == sorted(set(ticks))
+    assert len(charts.log_ticks(low, high)) <= 10
+
+
+@given(st.floats(-3, 3), st.floats(1e-6, 1e6), st.lists(st.integers(0, 20), min_size=2, max_size=9, unique=True))
+def test_the_slope_is_the_exponent(power: float, factor: float, logs: list[int]) -> None:
+    points = [(2.0**k, factor * 2.0 ** (power * k)) for k in logs]
+    assert charts.slope(points) == pytest.approx(power, abs=1e-6)
+    assert charts.slope([*points, (3.0, 0.0)]) == charts.slope(points)
+    assert charts.slope(points[:1]) is None
 
 
 @given(st.integers(1, 500), st.integers(2, 50))

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from noscratch.results.pages import board, data, downloads, grid, runs
+from noscratch.results.pages import board, data, downloads, grid, numerics, performance, runs
 from noscratch.results.pages.evidence import Evidence, PublishError
 
 GENERATED = Path("site", "docs", "generated")
@@ -38,6 +38,8 @@ def publish(root: Path) -> list[Path]:
             grid.pages(evidence),
             runs.pages(evidence),
             data.pages(evidence),
+            performance.pages(evidence),
+            numerics.pages(evidence),
             downloads.pages(evidence, written),
         )
     )

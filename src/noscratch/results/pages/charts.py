@@ -67,6 +67,80 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
     return _figure(title, description, width, height, parts, list(series))
 
 
+def log_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> Html:
+    """Curves over lengths on logarithmic axes, x in powers of two; points that are not positive are left out.
+
+    The slope of each curve (exponent of a power of x) is in the description and, by `slope`, for the caller to print.
+    """
+    width, height, left, right, top, bottom = 440.0, 250.0, 58.0, 26.0, 16.0, 40.0
+    drawn = {name: [(x, y) for x, y in points if x > 0 and 0 < y < math.inf] for name, points in series.items()}
+    every = [point for points in drawn.values() for point in points]
+    if not every:
+        return tag("p", f"{title}: nothing to draw, every value is zero.", class_="ns-empty")
+    x_ticks = powers_of_two(min(x for x, _ in every), max(x for x, _ in every))
+    y_ticks = log_ticks(min(y for _, y in every), max(y for _, y in every))
+
+    def across(x: float) -> float:
+        share = math.log(x / x_ticks[0]) / math.log(x_ticks[-1] / x_ticks[0])
+        return round(left + share * (width - left - right), 1)
+
+    def down(y: float) -> float:
+        share = math.log(y / y_ticks[0]) / math.log(y_ticks[-1] / y_ticks[0])
+        return round(height - bottom - share * (height - top - bottom), 1)
+
+    parts: list[Html] = []
+    for y in y_ticks:
+        parts.append(_line(left, down(y), width - right, down(y), "ns-grid"))
+        parts.append(_label(left - 7, down(y) + 4, _log_tick(y), "end"))
+    step = math.ceil(len(x_ticks) / 6)
+    for x in x_ticks[::step]:
+        parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
+    parts.append(_line(left, height - bottom, width - right, height - bottom, "ns-axis"))
+    parts.append(_label((left + width - right) / 2, height - 6, x_label, "middle"))
+    for index, points in enumerate(drawn.values()):
+        if len(points) > 1:
+            path = "M" + "L".join(_at(across(x), down(y)) for x, y in points)
+            parts.append(tag("path", d=path, class_=f"ns-series ns-series--{index % 4}"))
+        marked = points if len(points) <= MARKED_POINTS else points[-1:]
+        parts.extend(_marker(index, across(x), down(y)) for x, y in marked)
+    ends = [
+        f"{name} ends at {points[-1][1]:.3g} at {number(points[-1][0])}" for name, points in drawn.items() if points
+    ]
+    description = f"{y_label} against {x_label}, both logarithmic: " + "; ".join(ends)
+    return _figure(title, description, width, height, parts, list(series))
+
+
+def slope(points: Points) -> float | None:
+    """The exponent p of the least-squares fit y = c x^p; None for fewer than two positive points."""
+    logs = [(math.log(x), math.log(y)) for x, y in points if x > 0 and 0 < y < math.inf]
+    middle = sum(x for x, _ in logs) / max(len(logs), 1)
+    spread = sum((x - middle) ** 2 for x, _ in logs)
+    return sum((x - middle) * y for x, y in logs) / spread if spread > 0 else None
+
+
+def powers_of_two(low: float, high: float) -> list[float]:
+    """The powers of two that enclose [low, high], at least two of them."""
+    first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
+    return [2.0**k for k in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that enclose [low, high] on a logarithmic axis: 1, 2, 5 over short ranges, else powers of ten."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    last = max(last, first + 1)
+    if last - first > 2:
+        step = math.ceil((last - first) / 6)
+        return [10.0**k for k in range(first, last + step, step)]
+    fine = [float(f"{factor}e{k}") for k in range(first, last + 1) for factor in (1, 2, 5)]
+    start = max(index for index, tick in enumerate(fine) if tick <= low * (1 + 1e-9))
+    end = min((index for index, tick in enumerate(fine) if tick >= high * (1 - 1e-9)), default=len(fine) - 1)
+    return fine[start : max(end, start + 1) + 1]
+
+
+def _log_tick(value: float) -> str:
+    return f"{value:g}" if 1e-3 <= value < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
 def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, float, float | None, float | None, int]]) -> Html:
     """One line per row: (label, mean, low, high, n). A hollow dot has one seed and no interval."""
     row_height, top, bottom, left, right, width = 36.0, 6.0, 26.0, 20.0, 20.0, 440.0

@@ -1,4 +1,4 @@
-"""What the pages show, read once: reports, records and claims.
+"""What the pages show, read once: reports, records, measurements and claims.
 
 Pages take every number from here. A number of results.parquet that its record does not hold, or that has no record,
 is an error: nothing is published that cannot be followed to bytes on disk.
@@ -7,6 +7,7 @@ is an error: nothing is published that cannot be followed to bytes on disk.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from noscratch.results import claims, statistics
 from noscratch.results.pages.markup import slug
 
 PHASES = ("pretrain", "finetune")
+PROVENANCE = "provenance.json"
 # From worst to best: a run is as good as its worst phase.
 STATES = ("failed", "diverged", "blocked", "done")
 
@@ -32,6 +34,24 @@ Curve = Sequence[tuple[int, str, str, float]]
 
 class PublishError(NoscratchError):
     """Reports, records and claims that do not fit together."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement committed below reports/records: its record, what its provenance says, its files' bytes."""
+
+    folder: str
+    record: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of its tables: Parquet, or JSON lists of objects where there is no Parquet."""
+        tables = [content for name, content in self.files.items() if name.endswith(".parquet")]
+        if tables:
+            return [row for content in tables for row in pq.read_table(io.BytesIO(content)).to_pylist()]
+        return [row for name, content in self.files.items() if name.endswith(".json") for row in json.loads(content)]
 
 
 @dataclass(frozen=True, order=True)
@@ -114,6 +134,10 @@ class Evidence:
         self.runs = {run.cell: run for run in map(self._run, self._run_folders())}
         self.tasks = _records(root / "data" / "prepared")
         self.sources = _records(root / "data" / "raw")
+        self.measurements = {
+            path.parent.name: _measurement(path, root)
+            for path in sorted((root / "reports" / "records").glob("*/record.json"))
+        }
         self._check_results()
 
     def _run_folders(self) -> list[Path]:
@@ -233,6 +257,23 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
     """record.json of every folder below `folder`, by the folder's name."""
     return {path.parent.name: json.loads(path.read_bytes()) for path in sorted(folder.glob("*/record.json"))}
+
+
+def _measurement(path: Path, root: Path) -> Measurement:
+    """A record with the files that it lists, each verified."""
+    folder, record = path.parent, json.loads(path.read_bytes())
+    files = {}
+    for name, listed in sorted(record["artifacts"].items()):
+        file = folder / name
+        if not file.is_file() or sha256(file.read_bytes()).hexdigest() != listed["sha256"]:
+            raise PublishError(
+                f"a measurement's files are those of its record, but {file.relative_to(root).as_posix()} "
+                f"{'has another sha256' if file.is_file() else 'is not there'}: take back the committed folder, "
+                "or measure again"
+            )
+        files[name] = file.read_bytes()
+    provenance = json.loads((folder / PROVENANCE).read_bytes())
+    return Measurement(folder.relative_to(root).as_posix(), record, provenance, files)
 
 
 def _curve(path: Path) -> Curve:

@@ -32,6 +32,7 @@ from noscratch.results.pages.markup import (
     paragraphs,
     score,
     short,
+    slug,
     smoke_note,
     table,
     tag,
@@ -165,6 +166,14 @@ def task_module(task: str) -> Any:
     return tasks.load(name) if name in tasks.names() else None
 
 
+def sources_of(evidence: Evidence, task: str) -> tuple[str, ...]:
+    """What a task is prepared from: what its record needed, or what its file names; nothing where it is generated."""
+    if record := evidence.tasks.get(task):
+        return tuple(record["needs"])
+    module = task_module(task)
+    return tuple(module.SPEC.sources) if module else ()
+
+
 def tasks_page(evidence: Evidence) -> Page:
     page = Page("tasks/index.html", "Tasks", "The tasks: data, splits, metric and results.", wide=True)
     page.say(
@@ -187,7 +196,7 @@ def tasks_page(evidence: Evidence) -> Page:
                 module.SPEC.kind if module else "",
                 module.SPEC.metrics[0] if module else "",
                 examples or state,
-                ", ".join(module.SPEC.sources) or "generated" if module else "",
+                Cell(", ".join(sources_of(evidence, task)) or "generated" if module else "", kind="ns-wide"),
                 _finished(evidence, 1, task),
             )
         )
@@ -220,7 +229,8 @@ def task_detail(evidence: Evidence, task: str) -> Page:
         page.add(note(tag("strong", record["state"]), f": {record['reason']}", kind="bad"))
     if spec:
         sources = (
-            join((link(f"../data.html#{source}", source) for source in spec.sources), ", ") or "generated here, seeded"
+            join((link(f"../data.html#{slug(name)}", name) for name in sources_of(evidence, task)), ", ")
+            or "generated here, seeded"
         )
         page.add(
             facts(

@@ -1,0 +1,232 @@
+"""The numerics page: the laws that every kernel keeps, worst errors, and how errors grow with length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from noscratch.results.pages import charts
+from noscratch.results.pages.evidence import Evidence, Measurement
+from noscratch.results.pages.markup import Cell, Html, Page, code, details, join, number, table, tag
+from noscratch.results.pages.performance import log_table, not_measured, provenance, sloped
+
+GROWTH = "bench-error-growth"
+COMMAND = "python -m bench.error_growth --out reports/records/bench-error-growth"
+
+
+class Law(NamedTuple):
+    """A law in words, and the tests that draw examples of it: (file of tests/, function)."""
+
+    name: str
+    words: str
+    tests: Sequence[tuple[str, str]]
+
+
+LAWS = (
+    Law(
+        "Fast is reference",
+        "The fast form and the slow one, written as the paper writes it, agree in values and in every gradient.",
+        (
+            ("conv", "test_fast_is_direct_values_and_gradients"),
+            ("ssm", "test_fast_is_the_recurrence"),
+            ("ssm", "test_gradients_are_those_of_the_recurrence"),
+            ("scan", "test_fast_is_stepwise_values_and_gradients"),
+            ("attention", "test_attend_fast_is_explicit_values_and_gradients"),
+            ("structured", "test_fast_is_the_dense_matrix_values_and_gradients"),
+        ),
+    ),
+    Law(
+        "Convolution is recurrence",
+        "Convolving with a state-space kernel gives what stepping its state gives.",
+        (("ssm", "test_convolution_is_the_recurrence"), ("scan", "test_scan_is_a_convolution_with_powers")),
+    ),
+    Law(
+        "Convolution is NumPy's",
+        "The FFT form gives the direct sum, whatever the length: one, odd, prime.",
+        (("conv", "test_causal_form_is_numpy_convolve"),),
+    ),
+    Law(
+        "Causality",
+        "What comes later changes nothing before it; a reverse kernel sees only the future.",
+        (
+            ("conv", "test_causality"),
+            ("conv", "test_reverse_kernel_sees_only_the_future"),
+            ("scan", "test_causality_is_exact"),
+            ("attention", "test_attend_causality"),
+        ),
+    ),
+    Law(
+        "Linearity",
+        "A weighted sum of inputs, or of kernels, gives the weighted sum of outputs.",
+        (
+            ("conv", "test_linear_in_u"),
+            ("conv", "test_linear_in_kernels"),
+            ("ssm", "test_linear_in_c"),
+            ("scan", "test_linear_in_what_enters"),
+        ),
+    ),
+    Law("Shift", "A later input gives the same output, later.", (("conv", "test_shift"),)),
+    Law("Adjoint", "⟨K u, v⟩ is ⟨u, K* v⟩ with the gradient's K*.", (("conv", "test_adjoint"),)),
+    Law(
+        "Prefix",
+        "A shorter kernel is the start of a longer one. Softmax DSS is the exception: it normalizes over its length.",
+        (
+            ("ssm", "test_a_shorter_kernel_is_the_start_of_a_longer"),
+            ("ssm", "test_the_softmax_normalizes_over_its_length"),
+            ("conv", "test_sgconv_shorter_is_a_prefix"),
+        ),
+    ),
+    Law(
+        "Two directions",
+        "A bidirectional convolution is the forward one plus the reversed one.",
+        (("conv", "test_bidirectional_is_forward_plus_reversed"),),
+    ),
+    Law(
+        "Blocks do not matter",
+        "How the work is cut into blocks changes no result; a state that is handed on continues exactly.",
+        (
+            ("conv", "test_blocks_do_not_matter"),
+            ("ssm", "test_blocking_changes_nothing"),
+            ("scan", "test_state_passing"),
+            ("attention", "test_rotary_offset_continues"),
+        ),
+    ),
+    Law(
+        "Stability",
+        "Discretized systems never expand a state, and errors of a scan do not grow with its length.",
+        (
+            ("ssm", "test_discretized_systems_are_stable"),
+            ("ssm", "test_s4_never_expands_a_state"),
+            ("scan", "test_stability"),
+            ("scan", "test_errors_do_not_grow_with_length"),
+        ),
+    ),
+    Law(
+        "HiPPO",
+        "The LegS matrix is normal plus low rank, with the eigenvalues that theory gives.",
+        (("ssm", "test_hippo_is_normal_plus_low_rank"),),
+    ),
+    Law(
+        "Distance alone",
+        "Products of rotated vectors depend on the distance of their positions only.",
+        (("attention", "test_rotary_products_depend_on_distance_only"),),
+    ),
+    Law(
+        "Padding",
+        "Attention ignores what is masked, exactly in effect.",
+        (("attention", "test_attend_ignores_padding"),),
+    ),
+    Law(
+        "Golden vectors",
+        "Vectors computed elsewhere in float64 are matched to ten digits, and in float32 within the bound.",
+        (
+            ("conv", "test_golden_convolutions"),
+            ("ssm", "test_golden_kernels"),
+            ("scan", "test_golden_lru"),
+            ("attention", "test_golden_attention"),
+            ("structured", "test_golden_structured"),
+        ),
+    ),
+)
+
+
+def suite(area: str) -> str:
+    return f"tests/test_kernels_{area}.py"
+
+
+def pages(evidence: Evidence) -> Iterator[Page]:
+    page = Page(
+        "numerics.html",
+        "Numerics",
+        "The laws that every kernel keeps and where they are tested; worst errors and how they grow with length.",
+        wide=True,
+    )
+    page.say(
+        "A kernel is believed for three reasons: it keeps laws on inputs drawn at random, it gives known answers on "
+        "the very device that a job runs on, and its error against float64 stays small up to the longest sequences."
+    )
+    page.heading("Laws")
+    page.add(table(["Law", "In words", "Tested in"], [_law(law) for law in LAWS], "Every law, and where it is tested"))
+    page.heading("How much error is allowed")
+    page.say(
+        "One formula for all, none tuned until a test passes: ",
+        code("4 eps (1 + log2(2 L)) × condition"),
+        ", relative to the largest value, where eps is that of the number format. An FFT or a pairwise sum of L terms "
+        "passes each value through log2(2 L) rounded additions; the 1 stands for the few roundings around it, the 4 "
+        "for both sides of a comparison. The condition is stated where errors of the data are amplified: L for a "
+        "recurrence taken step by step, the phase of a parameter that was rounded, the cancellation of a sum.",
+    )
+    page.heading("Known answers on this device")
+    page.say(
+        "Before a device runs its first job, every kernel and backend answers questions whose answers were written out "
+        "by hand or as plain float64 sums. A device that fails is refused. To see its report:"
+    )
+    page.command("noscratch passport")
+    measured = evidence.measurements.get(GROWTH)
+    if measured is None:
+        page.heading("Worst errors and their growth")
+        not_measured(page, GROWTH, COMMAND)
+    else:
+        _errors(page, measured)
+    yield page
+
+
+def _law(law: Law) -> tuple[object, ...]:
+    files = dict.fromkeys(area for area, _ in law.tests)
+    names = ", ".join(function for _, function in law.tests)
+    where = join((code(suite(area)) for area in files), ", ")
+    return tag("b", law.name), Cell(law.words, kind="ns-wide"), Cell(tag("span", where, title=names), kind="ns-wide")
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _errors(page: Page, measured: Measurement) -> None:
+    """The error columns are `max`, and `rms` and `allowed` where the measurement has them."""
+    rows = measured.rows
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["backend"], row["dtype"]), []).append(row)
+    page.heading("Worst errors")
+    page.say("Against the reference form in float64, relative to its largest value, over every length measured.")
+    page.add(provenance(measured))
+    page.add(_worst(groups))
+    page.heading("How errors grow with length")
+    page.say(
+        "Both axes logarithmic. A slope near 0 is an error that does not grow, 0.5 a random walk of roundings, "
+        "1 an error that adds up at every step."
+    )
+    figures: dict[tuple[str, str], dict[str, charts.Points]] = {}
+    for (kernel, backend, dtype), group in groups.items():
+        points = sorted((float(row["length"]), float(row["max"])) for row in group)
+        figures.setdefault((kernel, dtype), {})[backend] = points
+    for kernel in dict.fromkeys(kernel for kernel, _ in figures):
+        page.heading(kernel, 3)
+        mine = {dtype: series for (name, dtype), series in figures.items() if name == kernel}
+        drawn = [charts.log_chart(dtype, "length", "error", sloped(series)) for dtype, series in mine.items()]
+        texts = [
+            log_table(f"{kernel}, {dtype}: worst relative error", "Length", series) for dtype, series in mine.items()
+        ]
+        page.add(tag("div", *drawn, class_="ns-figures"), details("The figures as text", *texts))
+
+
+def _worst(groups: Mapping[tuple[str, str, str], Rows]) -> Html:
+    optional = [name for name in ("rms", "allowed") if all(name in row for rows in groups.values() for row in rows)]
+    lines = []
+    for (kernel, backend, dtype), rows in groups.items():
+        worst = max(rows, key=lambda row: float(row["max"]))
+        least, most = min(row["length"] for row in rows), max(row["length"] for row in rows)
+        lines.append(
+            (
+                kernel,
+                backend,
+                dtype,
+                tag("b", f"{worst['max']:.2g}"),
+                number(worst["length"]),
+                *(f"{worst[name]:.2g}" for name in optional),
+                f"{number(least)} to {number(most)}",
+            )
+        )
+    titles = {"rms": "RMS there", "allowed": "Allowed there"}
+    columns = ["Kernel", "Backend", "Number format", "Worst error", "at length", *(titles[name] for name in optional)]
+    return table([*columns, "Lengths"], lines, f"Worst error of {len(lines)} kernels, backends and number formats")
