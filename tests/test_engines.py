@@ -73,6 +73,13 @@ def test_snakemake_gives_the_same_bytes_and_commits(by_dvc: Checkout, tmp_path: 
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
+def test_dvc_alone_starts_in_a_fresh_clone(by_dvc: Checkout, tmp_path: Path) -> None:
+    clone = by_dvc.clone(tmp_path / "clone")
+    clone.dvc("repro", "fetch")
+    assert clone.files("data/raw") == by_dvc.files("data/raw")
+    assert (clone.root / "dvc.lock").read_bytes() == (by_dvc.root / "dvc.lock").read_bytes()
+
+
 def test_a_pull_is_adopted_and_nothing_runs(by_dvc: Checkout, tmp_path: Path) -> None:
     by_dvc.dvc("remote", "add", "--force", "--local", "here", str(tmp_path / "remote"))
     by_dvc.dvc("push", "--remote", "here")

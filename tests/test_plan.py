@@ -195,3 +195,18 @@ def test_the_plan_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_stages_depend_on_all_the_code_that_they_reach() -> None:
+    """Code that moves an address but starts no stage would leave results of the old code in the views."""
+    plan = Plan(params.load(ROOT))
+    reached = {stage: (f"noscratch.results.{stage}",) for stage in ("collect", "judge", "publish")}
+    for stage, view in (("fetch", "raw"), ("prepare", "prepared"), ("runs", "runs")):
+        reached[stage] = tuple({module for job in plan.in_view(view) for module in job.modules})
+    stages = yaml_reader.read(ROOT / "dvc.yaml").data["stages"]
+    for stage, modules in reached.items():
+        for module in code.closure(modules):
+            path = code.path_of(module)
+            assert path is not None
+            file = path.relative_to(ROOT)
+            assert {str(place) for place in (file, *file.parents)} & set(stages[stage]["deps"]), f"{stage}: {file}"
