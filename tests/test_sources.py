@@ -214,11 +214,18 @@ def test_whole_forms_stand_before_partial_ones_and_the_mirror_before_the_network
 ) -> None:
     toy(tree("partial"), archive("https://127.0.0.1/Toy.zip"))
     mirror = put(Toy__train_tsv=TRAIN, Toy__dev_tsv=DEV)
-    assert sources.locate("toy", False, mirror) == ("partial", "mirror")
-    assert sources.locate("toy", True, mirror) == ("official archive", "network")
-    assert sources.locate("toy", True, put(Toy_zip=ZIP)) == ("official archive", "mirror")
+    assert sources.locate("toy-partial", False, mirror) == ("partial", "mirror")
+    assert sources.locate("toy-partial", True, mirror) == ("official archive", "network")
+    assert sources.locate("toy-partial", True, put(Toy_zip=ZIP)) == ("official archive", "mirror")
     with pytest.raises(sources.Blocked):
-        sources.locate("toy", False, None)
+        sources.locate("toy-partial", False, None)
+
+
+def test_a_part_is_taken_only_where_it_is_asked_for(toy: Callable[..., None], put: Callable[..., str]) -> None:
+    toy(tree("partial"), archive("https://127.0.0.1/Toy.zip"))
+    mirror = put(Toy__train_tsv=TRAIN, Toy__dev_tsv=DEV)
+    assert sources.availability(["toy"], False, mirror)["toy"].startswith("blocked: only a part of it is at hand")
+    assert sources.locate("toy", True, mirror) == ("official archive", "network")
 
 
 def test_availability_neither_hashes_nor_asks(
@@ -241,10 +248,10 @@ def test_availability_neither_hashes_nor_asks(
     ("name", "form", "files"),
     [
         *((name, "rebuilt" if name == "stsb" else "official tree", "dev.tsv test.tsv train.tsv") for name in GLUE),
-        ("qnli", "partial", "dev.tsv test.tsv"),
+        ("qnli-partial", "partial", "dev.tsv test.tsv"),
         ("imdb", "official tree", "aclImdb.tar.xz"),
         (
-            "cifar10",
+            "cifar10-partial",
             "partial",
             "batches.meta.txt " + " ".join(f"data_batch_{i}.bin" for i in range(1, 6)) + " test_batch.bin",
         ),

@@ -18,6 +18,7 @@ from typing import Any
 from noscratch import code
 from noscratch.errors import NoscratchError
 from noscratch.params import PROTOCOLS, Params, Selector, TierParams, backbone_module, load, task_module
+from noscratch.sources import PARTIAL
 from noscratch.sources.registry import SOURCES
 
 KINDS = ("fetch", "prepare", "pretrain", "finetune")
@@ -120,22 +121,24 @@ class Plan:
         return self.jobs.setdefault(job.address, job)
 
     def fetch(self, source: str) -> Job:
-        """The job that brings a source's bytes."""
+        """The job that brings a source's bytes; `<source>-partial` also takes a form that holds a part of it."""
         # Settings name the accepted content alone: where its bytes come from must not move an address.
-        settings = {"source": source, "edition": SOURCES[source].edition}
+        settings = {"source": source, "edition": SOURCES[source.removesuffix(PARTIAL)].edition}
         return self._add(Job("fetch", source, settings, ("noscratch.sources.unpack",), {}, source))
 
     def prepare(self, task: str) -> Job:
         """The job that turns a task's sources into token arrays."""
         if task not in self._prepared:
             module = task_module(task)
-            sources = code.spec_literal(module, "sources")
-            if not isinstance(sources, tuple):
-                raise NoscratchError(
-                    f"SPEC.sources of {module} is a tuple of source names; got {sources!r}. Write it so."
-                )
             data = {**self.params.tasks[task], **self.params.tier.data.get(task, {})}
-            needs = {source: self.fetch(source).address for source in sources}
+            sources = (data["source"],) if data.get("source") else code.spec_literal(module, "sources")
+            if not isinstance(sources, tuple) or not set(sources) <= SOURCES.keys():
+                raise NoscratchError(
+                    f"Task {task} names its sources, which are {', '.join(SOURCES)}; got {sources!r}. Correct "
+                    f"`source` in params.yaml, or SPEC.sources in {module}."
+                )
+            part = PARTIAL if data.get("partial") else ""
+            needs = {source: self.fetch(source + part).address for source in sources}
             self._prepared[task] = self._add(Job("prepare", task, {"task": task, "data": data}, (module,), needs, task))
         return self._prepared[task]
 

@@ -1,7 +1,7 @@
 """Where bytes come from: what can be had (`availability`), and getting it (`fetch`), verified, in one normal layout.
 
-A mirror (a folder, or an http address) stands before the network; a partial form is taken only where no whole one can
-be had. What cannot be had is `Blocked`, with its reason; a file that is there but is not the listed one is an error.
+A mirror (a folder, or an http address) stands before the network. A partial form is taken only where the name asks for
+it (`cifar10-partial`) and no whole one can be had. What cannot be had is `Blocked`, with its reason; a file that is there but is not the listed one is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from noscratch.sources import download, unpack
 from noscratch.sources.registry import SOURCES, File, Form, Source
 
 AVAILABLE = "available"
+PARTIAL = "-partial"
 
 
 class Blocked(NoscratchError):  # noqa: N818
@@ -56,7 +57,7 @@ def availability(names: Iterable[str], network: bool, mirror: str | None) -> dic
     found = {}
     for name in names:
         try:
-            _ways(_source(name), network, mirror)
+            _ways(name, network, mirror)
             found[name] = AVAILABLE
         except Blocked as blocked:
             found[name] = f"blocked: {blocked.reason}"
@@ -80,7 +81,7 @@ def fetch(
     compared from then on; without it such a source is refused.
     Raises Blocked where it cannot be had, NoscratchError where a file is not the listed one or cannot be written.
     """
-    ways = _ways(_source(name), network, mirror)
+    ways = _ways(name, network, mirror)
     out.mkdir(parents=True, exist_ok=True)
     reasons = []
     for way in ways:
@@ -118,18 +119,20 @@ def check(name: str) -> dict[str, str]:
 
 def locate(name: str, network: bool, mirror: str | None) -> tuple[str, str]:
     """The form that `fetch` would take and where from: (label, "mirror" or "network"). Raises Blocked."""
-    way = _ways(_source(name), network, mirror)[0]
+    way = _ways(name, network, mirror)[0]
     return way.form.label, way.origin
 
 
 def _source(name: str) -> Source:
-    if name not in SOURCES:
+    whole = name.removesuffix(PARTIAL)
+    if whole not in SOURCES:
         raise NoscratchError(f"unknown source {name!r}; the sources are {', '.join(SOURCES)}")
-    return SOURCES[name]
+    return SOURCES[whole]
 
 
-def _ways(source: Source, network: bool, mirror: str | None) -> list[_Way]:
-    """Every way to the source, the best first: whole forms before partial ones, the mirror before the network."""
+def _ways(name: str, network: bool, mirror: str | None) -> list[_Way]:
+    """Every way to a source, the best first: whole forms before partial ones, the mirror before the network."""
+    source = _source(name)
     if source.blocked is not None:
         raise Blocked(source.blocked)
     if mirror is None and not network:
@@ -161,7 +164,12 @@ def _ways(source: Source, network: bool, mirror: str | None) -> list[_Way]:
             forms = dict.fromkeys(form.files[0].name for form in source.forms if form.files[0].mirror)
             reasons = [f"the mirror holds none of its forms ({', '.join(forms)})"]
         raise Blocked("; ".join([*reasons[:1], "it has no address" if network else "network off"]))
-    return sorted(ways, key=lambda way: way.form.label == "partial")
+    whole = [way for way in ways if way.form.label != "partial"]
+    if name.endswith(PARTIAL):
+        return whole + [way for way in ways if way.form.label == "partial"]
+    if not whole:
+        raise Blocked(f"only a part of it is at hand ({ways[0].form.note})")
+    return whole
 
 
 def _in_folder(form: Form, mirror: Path) -> tuple[Path, ...] | str:
