@@ -26,6 +26,7 @@ from noscratch.sources.registry import SOURCES
 # What a hostile record may hold: markup, Markdown, a template, an include.
 HOSTILE_SCRIPT = "<script>document.documentElement.dataset.hacked = 1</script>"
 HOSTILE = HOSTILE_SCRIPT + ' [x](javascript:hacked()) `code` {{ 7 * 7 }} --8<-- "index.md" | a & b'
+SEED = re.compile(r'<span id="seed-\d+">')
 HOSTILE_NAME = "<img src=x onerror=document.documentElement.dataset.hacked=1>"
 
 
@@ -52,7 +53,9 @@ def pages(root: Path) -> dict[str, str]:
 def test_every_thing_has_its_page(root: Path) -> None:
     written = set(pages(root))
     runs = {path.parent.parent for path in (root / "data" / "runs").rglob("record.json")}
-    assert sum(name.startswith("runs/") for name in written) == len(runs)
+    assert sum(name.startswith("runs/") for name in written) == len({run.parent for run in runs})
+    places = [place for name, page in pages(root).items() if name[:5] == "runs/" for place in SEED.findall(page)]
+    assert len(places) == len(runs)
     assert {f"tasks/{name}.md" for name in ("index", "cola", "listops", "pathfinder")} <= written
     assert {f"backbones/{name}.md" for name in ("index", "s4d", "transformer")} <= written
     claims = ("gain", "s4d", "cola", "pathfinder", "image", "sources")
@@ -321,13 +324,18 @@ def test_thinning_keeps_the_ends(count: int, most: int) -> None:
 
 def test_a_chart_names_itself_and_breaks_where_values_do() -> None:
     drawn = charts.line_chart(
-        "Loss <1>", "step", "loss", {"train": [(0, 2.0), (1, 1.5), (2, float("nan")), (3, 1.0), (4, 0.5)]}
+        "Loss <1>",
+        "step",
+        "loss",
+        {"train": [[(0, 2.0), (1, 1.5), (2, float("nan")), (3, 1.0), (4, 0.5)], [(0, 2.1), (4, 0.6)]]},
     )
     assert re.search(r'aria-labelledby="(\w+) (\w+)"', drawn)
     assert "Loss &lt;1&gt;" in drawn
-    assert drawn.count('class="ns-series ns-series--0"') == 3  # two pieces, and the key
+    assert drawn.count('class="ns-series ns-series--0"') == 3  # two curves, and the key
+    assert re.findall(r' d="([^"]+)" class="ns-series', drawn)[1].count("M") == 2
+    assert "train ends at 0.500 to 0.600 at step 4" in drawn
     assert "nan" not in drawn
-    assert "no finite value" in charts.line_chart("Loss", "step", "loss", {"train": [(0, float("nan"))]})
+    assert "no finite value" in charts.line_chart("Loss", "step", "loss", {"train": [[(0, float("nan"))]]})
 
 
 def test_an_interval_beyond_the_metric_is_cut_with_an_arrow() -> None:

@@ -24,12 +24,12 @@ from test_publish import HOSTILE, HOSTILE_NAME
 # One page of every kind.
 KINDS = (
     *("index.html", "reproduce.html", "extend.html", "testing.html"),
-    *(f"generated/{name}.html" for name in ("results", "failures", "data", "downloads")),
+    *(f"generated/{name}.html" for name in ("results", "failures", "data", "downloads", "performance", "numerics")),
     *("generated/tasks/index.html", "generated/tasks/listops.html", "generated/tasks/cola.html"),
     *("generated/backbones/index.html", "generated/backbones/s4d.html"),
     *("generated/claims/spt-gain.html", "generated/claims/spt-cola.html", "generated/papers/spt.html"),
-    "generated/runs/smoke-listops-s4d-spt-masked-seed-0.html",
-    "generated/runs/smoke-pathfinder-s4d-spt-causal-seed-1.html",
+    "generated/runs/smoke-listops-s4d-spt-masked.html",
+    "generated/runs/smoke-pathfinder-s4d-spt-causal.html",
 )
 # The claims of the fixture as the board lists them: supported, contradicted, inconclusive, blocked, not run.
 EVERY = ["spt-gain", "spt-s4d", "spt-pathfinder", "spt-cola", "spt-image"]
@@ -49,6 +49,7 @@ def build(root: Path) -> Path:
 def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site of 30 smoke runs and some at tier mini, with a hostile backbone and a hostile reason among them."""
     root = site_fixture.checkout(tmp_path_factory.mktemp("site"), mini=5)
+    site_fixture.measurements(root)
     site_fixture.run(root, "smoke", "listops", HOSTILE_NAME, "scratch", 0)
     site_fixture.run(root, "smoke", "listops", "s4d", "scratch", 9, "failed", HOSTILE)
     site_fixture.report(root, sorted(path.parent for path in (root / "data" / "runs").rglob("record.json")))
@@ -338,7 +339,7 @@ def test_every_kind_of_page_opens_from_disk_without_a_request(
 ) -> None:
     hostile = sorted(path.relative_to(public).as_posix() for path in public.glob("generated/backbones/img-*.html"))
     assert len(hostile) == 1
-    pages = [*KINDS, *hostile, "generated/runs/smoke-listops-s4d-scratch-seed-9.html"]
+    pages = [*KINDS, *hostile, "generated/runs/smoke-listops-s4d-scratch.html"]
     dark = ("--blink-settings=preferredColorScheme=0", "--force-dark-mode") if scheme == "slate" else ()
     found, log = visit(public, pages, width, LOOK, *dark)
     assert sorted(found) == sorted(pages)

@@ -13,7 +13,7 @@ from noscratch.results.pages.markup import PERCENT, Html, interval_text, join, m
 
 Points = Sequence[tuple[float, float]]
 # A curve longer than this is thinned to it for the eye; the download has every point.
-MOST_POINTS = 120
+MOST_POINTS = 60
 # With more points than this only the last has its marker.
 MARKED_POINTS = 8
 # Where a metric cannot go: an interval that reaches beyond is cut there, with an arrow.
@@ -26,10 +26,10 @@ BOUNDS = {
 }
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> Html:
-    """Curves over a common x. Points that are not finite break the line."""
+def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[Points]]) -> Html:
+    """Bundles of curves (one a run) over a common x. Points that are not finite break the line."""
     width, height, left, right, top, bottom = 440.0, 250.0, 52.0, 16.0, 16.0, 40.0
-    finite = [(x, y) for points in series.values() for x, y in points if math.isfinite(y)]
+    finite = [(x, y) for bundle in series.values() for points in bundle for x, y in points if math.isfinite(y)]
     if not finite:
         return tag("p", f"{title}: no finite value to draw.", class_="ns-empty")
     x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), 5)
@@ -51,20 +51,22 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Poin
         parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
     parts.append(_line(left, height - bottom, width - right, height - bottom, "ns-axis"))
     parts.append(_label((left + width - right) / 2, height - 6, x_label, "middle"))
-    for index, (_, points) in enumerate(series.items()):
-        shown = thin(points, MOST_POINTS)
-        style = f"ns-series ns-series--{index % 4}"
-        for piece in _pieces(shown):
-            path = "M" + "L".join(_at(across(x), down(y)) for x, y in piece)
-            parts.append(tag("path", d=path, class_=style))
-        marked = shown if len(shown) <= MARKED_POINTS else shown[-1:]
-        parts.extend(_marker(index, across(x), down(y)) for x, y in marked if math.isfinite(y))
-    last = {
-        name: [f"{metric_value(y, y_label)} at {x_label} {number(x)}" for x, y in points][-1:]
-        for name, points in series.items()
-    }
-    description = "; ".join(f"{name} ends at {end[0]}" for name, end in last.items() if end)
+    for index, bundle in enumerate(series.values()):
+        for points in bundle:
+            shown = thin(points, MOST_POINTS)
+            paths = ("M" + "L".join(_at(across(x), down(y)) for x, y in piece) for piece in _pieces(shown))
+            parts.append(tag("path", d="".join(paths), class_=f"ns-series ns-series--{index % 4}"))
+            marked = shown if len(shown) <= MARKED_POINTS else shown[-1:]
+            parts.extend(_marker(index, across(x), down(y)) for x, y in marked if math.isfinite(y))
+    ends = {name: [points[-1] for points in bundle if points] for name, bundle in series.items()}
+    description = "; ".join(f"{name} ends at {_ends(last, x_label, y_label)}" for name, last in ends.items() if last)
     return _figure(title, description, width, height, parts, list(series))
+
+
+def _ends(points: Points, x_label: str, y_label: str) -> str:
+    values = sorted({y for _, y in points})
+    words = dict.fromkeys(metric_value(y, y_label) for y in (values[0], values[-1]))
+    return f"{' to '.join(words)} at {x_label} {number(max(x for x, _ in points))}"
 
 
 def log_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Points]) -> Html:

@@ -70,7 +70,8 @@ class Cell:
 
     @property
     def page(self) -> str:
-        return "runs/" + slug(self.name.replace(" ", "-")) + ".html"
+        """The page of its group, at the place of its seed."""
+        return f"runs/{slug('-'.join(self.group))}.html#seed-{self.seed}"
 
     @property
     def facets(self) -> dict[str, list[str]]:

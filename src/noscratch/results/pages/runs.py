@@ -1,12 +1,12 @@
-"""A page per run, and the page of the runs that did not finish."""
+"""A page per cell of the grid with its runs, and the page of the runs that did not finish."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from noscratch.results.pages import charts
-from noscratch.results.pages.evidence import Evidence, Run
+from noscratch.results.pages.evidence import PHASES, Evidence, Group, Run, summarize
 from noscratch.results.pages.markup import (
     Cell,
     Html,
@@ -23,6 +23,7 @@ from noscratch.results.pages.markup import (
     metric_value,
     note,
     number,
+    score,
     short,
     si,
     size,
@@ -35,111 +36,154 @@ from noscratch.results.pages.markup import (
 
 PHASE_TITLES = {"pretrain": "Self-pretraining", "finetune": "Fine-tuning"}
 # The rows of the table under a curve; the download has every point.
-TABLE_ROWS = 12
+TABLE_ROWS = 8
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
-    for run in evidence.runs.values():
-        yield run_page(run)
+    for group in evidence.groups:
+        if runs := evidence.runs_of(group):
+            yield group_page(evidence, group, runs)
     yield failures(evidence)
 
 
-def run_page(run: Run) -> Page:
-    cell = run.cell
+def group_page(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Page:
+    """The page of one cell of the grid: its runs, which differ in their seed alone."""
+    tier, task, backbone, _ = group
     page = Page(
-        cell.page,
-        cell.name,
-        f"Run {cell.name}: settings, curves, metrics and provenance.",
+        runs[0].cell.page.partition("#")[0],
+        " ".join(group),
+        f"The runs of {' '.join(group)}: scores, curves, settings and provenance, seed by seed.",
         crumbs=[
             ("Results", "../results.html"),
-            (cell.task, f"../{task_page(cell.task)}"),
-            (cell.backbone, f"../{backbone_page(cell.backbone)}"),
+            (task, f"../{task_page(task)}"),
+            (backbone, f"../{backbone_page(backbone)}"),
         ],
         template="run.html",
         wide=True,
     )
-    page.add(tag("p", chip(run.state), " ", tier_badge(cell.tier)))
-    if run.state != "done":
-        page.add(_why(run))
-    if cell.tier == "smoke":
+    page.add(_overview(evidence, group, runs))
+    for state, reason in sorted({(run.state, run.reason) for run in runs if run.state != "done"}):
+        page.add(note(tag("strong", state), f": {reason or 'no reason was recorded'}", kind="bad"))
+    if tier == "smoke":
         page.add(smoke_note())
-    for phase, record in run.records.items():
-        page.heading(PHASE_TITLES[phase])
-        if record["result"]:
-            page.add(_selection(record["result"]), _metrics(record["result"], cell.tier))
-        page.add(*_curves(run, phase))
-        if record["result"]:
-            page.add(_counts(record["result"]["counts"]))
-        page.add(details("Settings", _settings(record["settings"])))
-        page.add(details("Provenance: address, code, inputs, files", *_provenance(run, phase, record)))
+    page.add(_seeds(evidence, group, runs))
+    for phase in PHASES:
+        if having := [run for run in runs if phase in run.records]:
+            _phase(page, phase, having)
     page.heading("Redo it")
     page.say("The same command on the same plan gives the same bytes on the same kind of machine.")
-    for record in run.records.values():
-        page.command(f"noscratch run {record['address']}")
+    page.command("\n".join(f"noscratch run {record['address']}" for run in runs for record in run.records.values()))
     return page
 
 
-def _why(run: Run) -> Html:
-    return note(tag("strong", run.state), f": {run.reason or 'no reason was recorded'}", kind="bad")
+def _overview(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Html:
+    """The mean over seeds, or what became of the runs where there is none."""
+    scores = evidence.scores.get(group)
+    if not scores:
+        return tag("p", join(map(chip, sorted({run.state for run in runs})), " "), " ", tier_badge(group[0]))
+    s = summarize(scores)
+    return tag("p", f"Test {scores[0].metric}: ", score(s.mean, s.low, s.high, s.n, scores[0].metric, group[0]))
 
 
-def _selection(result: Mapping[str, Any]) -> Html:
-    kept = result["selection"]
-    return tag("p", f"Checkpoint kept: {kept['rule']}, step {number(kept['step'])} ({number(kept['value'])} there).")
-
-
-def _metrics(result: Mapping[str, Any], tier: str) -> Html:
-    rows = [
-        (
-            split,
-            metric,
-            tag("b", metric_value(value, metric)) if metric == result["primary"] else metric_value(value, metric),
-            number(examples),
-            tier_badge(tier),
+def _seeds(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Html:
+    values = {each.cell: each for each in evidence.scores.get(group, [])}
+    rows = []
+    for run in runs:
+        held, result = values.get(run.cell), run.records.get("finetune", {}).get("result") or {}
+        seed = tag("span", f"seed {run.cell.seed}", id=f"seed-{run.cell.seed}")
+        kept = result["selection"]["step"] if result else None
+        rows.append(
+            (
+                seed,
+                chip(run.state),
+                tag("b", metric_value(held.value, held.metric)) if held else "",
+                number(held.examples) if held else "",
+                "" if kept is None else number(kept),
+            )
         )
-        for split, metrics in sorted(result["metrics"].items())
-        for metric, value in sorted(metrics.items())
-        for examples in [result["examples"][split]]
+    columns = ["Run", "State", "Test score", "Examples", "Checkpoint kept, step"]
+    return table(columns, rows, "One run a seed; nothing else differs")
+
+
+def _phase(page: Page, phase: str, runs: Sequence[Run]) -> None:
+    page.heading(PHASE_TITLES[phase])
+    results = {run.cell.seed: run.records[phase]["result"] for run in runs if run.records[phase]["result"]}
+    if results:
+        rules = sorted({result["selection"]["rule"] for result in results.values()})
+        page.say(f"Checkpoint kept: {'; '.join(rules)}.")
+        page.add(_metrics(results), *_curves(runs, phase), _counts(results))
+    page.add(details("Settings", _settings([run.records[phase]["settings"] for run in runs])))
+    page.add(details("Provenance: addresses, code, records", *_provenance(runs, phase)))
+
+
+def _metrics(results: Mapping[int, Mapping[str, Any]]) -> Html:
+    primary = next(iter(results.values()))["primary"]
+    names = sorted({(s, m) for result in results.values() for s, of in result["metrics"].items() for m in of})
+    rows = [
+        (f"seed {seed}", *(_metric(result["metrics"].get(split, {}).get(name), name, primary) for split, name in names))
+        for seed, result in results.items()
     ]
-    caption = "n = 1 seed, so no interval over seeds: the results page has it"
-    return table(["Split", "Metric", "Value", "Examples", "Tier"], rows, caption)
+    return table(["Run", *(f"{split} {name}" for split, name in names)], rows, "Every metric at the checkpoint kept")
 
 
-def _counts(counts: Mapping[str, float]) -> Html:
-    others = [(name.replace("_", " "), number(n)) for name, n in sorted(counts.items()) if name != "flops"]
-    return facts([("compute", si(counts["flops"], "FLOP")), *others])
+def _metric(value: float | None, name: str, primary: str) -> Html | str:
+    if value is None:
+        return ""
+    return tag("b", metric_value(value, name)) if name == primary else metric_value(value, name)
 
 
-def _curves(run: Run, phase: str) -> list[Html]:
-    """The loss over all splits, then every other metric, each with a table under it."""
-    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for step, split, metric, value in run.curves[phase]:
-        points.setdefault(metric, {}).setdefault(split, []).append((step, value))
-    if not points:
-        return []
+def _counts(results: Mapping[int, Mapping[str, Any]]) -> Html:
+    """What it took, a range where the seeds differ."""
+    counts = [result["counts"] for result in results.values()]
+    facts_ = {"compute": _range([count["flops"] for count in counts], lambda value: si(value, "FLOP"))}
+    for name in sorted(counts[0].keys() - {"flops"}):
+        facts_[name.replace("_", " ")] = _range([count[name] for count in counts], number)
+    return facts(facts_)
+
+
+def _range(values: Sequence[float], words: Callable[[float], str]) -> str:
+    least, most = words(min(values)), words(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def _curves(runs: Sequence[Run], phase: str) -> list[Html]:
+    """The loss, then every other metric: one line a seed, one style a split, and a table under them."""
+    points: dict[str, dict[str, dict[int, list[tuple[float, float]]]]] = {}
+    for run in runs:
+        for step, split, metric, value in run.curves[phase]:
+            points.setdefault(metric, {}).setdefault(split, {}).setdefault(run.cell.seed, []).append((step, value))
     metrics = sorted(points, key=lambda metric: (metric != "loss", metric))
+    if not metrics:
+        return []
     pictures = [
-        charts.line_chart(f"{PHASE_TITLES[phase]}: {metric}", "step", metric, points[metric]) for metric in metrics
+        charts.line_chart(
+            f"{PHASE_TITLES[phase]}: {metric}",
+            "step",
+            metric,
+            {split: list(seeds.values()) for split, seeds in points[metric].items()},
+        )
+        for metric in metrics
     ]
     tables = [_curve_table(metric, points[metric]) for metric in metrics]
     return [tag("div", *pictures, class_="ns-figures"), details("The curves as text", *tables)]
 
 
-def _curve_table(metric: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Html:
-    steps = sorted({step for points in series.values() for step, _ in points})
+def _curve_table(metric: str, splits: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]) -> Html:
+    series = {f"{split}, seed {seed}": dict(p) for split, seeds in splits.items() for seed, p in seeds.items()}
+    steps = sorted({step for points in series.values() for step in points})
     shown = [step for step, _ in charts.thin([(step, 0.0) for step in steps], TABLE_ROWS)]
-    values = {name: dict(points) for name, points in series.items()}
-    rows = [[number(step), *(_point(values[name].get(step), metric) for name in series)] for step in shown]
+    rows = [[number(step), *(_metric(of.get(step), metric, "") for of in series.values())] for step in shown]
     part = f"{len(shown)} of {len(steps)} points" if len(shown) < len(steps) else f"{len(steps)} points"
-    return table(["Step", *series], rows, f"{metric}, {part}; one seed, no interval")
+    return table(["Step", *series], rows, f"{metric}, {part}")
 
 
-def _point(value: float | None, metric: str) -> str:
-    return "" if value is None else metric_value(value, metric)
-
-
-def _settings(settings: Mapping[str, Any]) -> Html:
-    return listing(f"{name} = {_plain(value)}" for name, value in _flat(settings))
+def _settings(every: Sequence[Mapping[str, Any]]) -> Html:
+    """Names and values; what differs between the runs (the seed) has each value."""
+    values: dict[str, list[str]] = {}
+    for settings in every:
+        for name, value in _flat(settings):
+            values.setdefault(name, []).append(_plain(value))
+    return listing(f"{name} = {', '.join(dict.fromkeys(of))}" for name, of in sorted(values.items()))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -160,33 +204,30 @@ def _plain(value: Any) -> str:
     return str(value) if not isinstance(value, Mapping) else "none"
 
 
-def _provenance(run: Run, phase: str, record: Mapping[str, Any]) -> list[Html]:
+def _provenance(runs: Sequence[Run], phase: str) -> list[Html]:
+    """Each record by its address and sha256: it lists what the run read and every file that it wrote, with theirs."""
+    records = [run.records[phase] for run in runs]
+    backends = sorted({f"{k}: {v}" for r in records for k, v in ((r["result"] or {}).get("kernels") or {}).items()})
     about = facts(
         [
-            ("Address", code(record["address"])),
-            ("Code digest", short(record["code"])),
-            ("Record", join([code(f"{run.folder}/{phase}/record.json"), " sha256 ", short(run.digests[phase])])),
-            (
-                "Needs",
-                join((join([f"{role} ", code(need)]) for role, need in sorted(record["needs"].items())), ", ")
-                or "nothing",
-            ),
-            (
-                "Kernel backends",
-                ", ".join(f"{k}: {v}" for k, v in sorted(((record["result"] or {}).get("kernels") or {}).items()))
-                or "none",
-            ),
-            ("Modules", ", ".join(record["modules"])),
+            ("Code digest", join((short(digest) for digest in sorted({r["code"] for r in records})), ", ")),
+            ("Kernel backends", ", ".join(backends) or "none"),
+            ("Modules", ", ".join(sorted({module for r in records for module in r["modules"]}))),
+            ("Records", code(f"{runs[0].folder.rpartition('/')[0]}/seed*/{phase}/record.json")),
         ]
     )
-    inputs = [f"{digest}  {name}/record.json" for name, digest in sorted(record["inputs"].items())]
-    written = [f"{file['sha256']}  {name}" for name, file in sorted(record["artifacts"].items())]
-    bytes_ = sum(file["bytes"] for file in record["artifacts"].values())
-    return [
-        about,
-        tag("p", "sha256 of its inputs' records, and of the ", f"{len(written)} files that it wrote ({size(bytes_)}):"),
-        listing([*inputs, *written]),
+    rows = [
+        (
+            f"seed {run.cell.seed}",
+            code(record["address"]),
+            join((join([f"{role} ", code(need)]) for role, need in sorted(record["needs"].items())), ", ") or "nothing",
+            f"{len(record['artifacts'])}, {size(sum(file['bytes'] for file in record['artifacts'].values()))}",
+            tag("code", run.digests[phase], class_="ns-digest"),
+        )
+        for run, record in zip(runs, records, strict=True)
     ]
+    caption = "Each record lists what the run read and every file that it wrote, with their sha256"
+    return [about, table(["Run", "Address", "Needs", "Files written", "sha256 of its record"], rows, caption)]
 
 
 def failures(evidence: Evidence) -> Page:
