@@ -132,7 +132,7 @@ def test_the_released_listops_is_a_task_of_its_own(end: bytes, tmp_path: Path, m
         assert got == expected
         assert {row["tokens"][-1] for row in tables[split]} == {16}
     meta = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))
-    assert (meta["sources"], meta["title"], meta["vocabulary"]) == (["lra-listops"], "ListOps (the release)", 18)
+    assert (meta["sources"], meta["title"], meta["vocabulary"]) == (["lra-listops"], "ListOps, the release", 18)
 
 
 def test_a_damaged_release_of_listops_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,8 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
         own = slice(stop - count, stop)
         offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens[own]])])
         splits[split] = Examples(ids[own], np.concatenate(tokens[own]), offsets, np.array(labels[own]))
-    return write(out, "listops", SPEC, splits, vocabulary=VOCABULARY, eos=EOS, length=config.max_length, rule=RULE)
+    spec = replace(SPEC, title="ListOps, generated")
+    return write(out, "listops", spec, splits, vocabulary=VOCABULARY, eos=EOS, length=config.max_length, rule=RULE)
 
 
 def _prepare_release(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _prepare_release(config: Config, raw: Mapping[str, Path], out: Path) -> dict
             raise TaskError(f"{path.name}: the official file has {ROWS[split]} rows, got {row + 1}. Fetch it again")
         offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
         splits[split] = Examples(names, np.concatenate(tokens), offsets, np.array(labels))
-    spec = replace(SPEC, title="ListOps (the release)", sources=(RELEASE,))
+    spec = replace(SPEC, title="ListOps, the release", sources=(RELEASE,))
     return write(
         out, "listops", spec, splits, vocabulary=VOCABULARY, eos=EOS, length=config.max_length, rule=RELEASE_RULE
     )

@@ -76,7 +76,8 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
     for split, count in zip(SPLITS, (config.train, config.validation, config.test), strict=True):
         splits[split] = _generated(config, start, start + count)
         start += count
-    return write(out, "pathfinder", SPEC, splits, vocabulary=256, eos=None, length=config.resolution**2, rule=RULE)
+    spec = replace(SPEC, title=f"Pathfinder at {config.resolution} pixels, generated")
+    return write(out, "pathfinder", spec, splits, vocabulary=256, eos=None, length=config.resolution**2, rule=RULE)
 
 
 def _generated(config: Config, start: int, stop: int) -> Iterator[Examples]:
@@ -127,7 +128,7 @@ def _prepare_release(config: Config, raw: Mapping[str, Path], out: Path) -> dict
         for split, names in ids.items():
             kept = prefix(names, getattr(config, split))
             splits[split] = _placed(np.array(names, np.int64)[kept], pixels, at, labels)
-        spec = replace(SPEC, title=f"Pathfinder at {size} pixels (the release)", sources=(config.source,))
+        spec = replace(SPEC, title=f"Pathfinder at {size} pixels, the release", sources=(config.source,))
         return write(out, "pathfinder", spec, splits, vocabulary=256, eos=None, length=size * size, rule=RELEASE_RULE)
     finally:
         scratch.unlink(missing_ok=True)
