@@ -1,0 +1,81 @@
+"""How measurements are made: in a fresh process, candidates in turn, minimum and median over the rounds."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LEAST_ROUNDS, MOST_ROUNDS = 3, 100
+KEPT = 2**30  # bytes
+STATUS = Path("/proc/self/status")
+
+
+class Timing(NamedTuple):
+    best: float  # seconds
+    median: float
+    rounds: int
+
+
+def alone(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """The result of `function` called in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed and take blocks below 1 GiB from it, for the whole process."""
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        if ctypes.CDLL(None).mallopt(option, KEPT) != 1:
+            raise OSError(f"mallopt refused option {option}; measure without the equal environment.")
+
+
+def round_robin(calls: Mapping[str, Callable[[], None]], seconds: float, threads: int) -> dict[str, Timing]:
+    """Times of each call, called in turn for about `seconds` after one round that does not count.
+
+    One thread: its processor time, which other processes hardly change. More: elapsed time.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    gc.collect()
+    end = time.perf_counter() + seconds
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = clock()
+            call()
+            times[name].append(clock() - start)
+    return {name: Timing(min(found), statistics.median(found), len(found)) for name, found in times.items()}
+
+
+def peak_bytes(call: Callable[[], None]) -> int:
+    """How far the resident memory of this process rises above its level while `call` runs; Linux."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def device() -> str:
+    """The processor, as the system names it."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return f"{name}, {multiprocessing.cpu_count()} logical processors"
