@@ -25,6 +25,7 @@ import tiny
 from noscratch import backbones, data, flops, model, objectives, optim, train
 from noscratch.checkpoint import CheckpointError
 from noscratch.errors import NoscratchError
+from noscratch.kernels import structured
 from tolerances import assert_close, tolerance
 
 BACKBONES = ("transformer", "s4d")
@@ -798,14 +799,23 @@ def test_flops_of_a_run_are_those_of_its_steps(
 def test_counted_flops_are_those_of_torch() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    block = backbones.load("s4d").build(backbones.load("s4d").Config(d_state=8), 16, 24, causal=False)
+    block = backbones.load("s4d").build(backbones.load("s4d").Config(d_state=8), 16, 24, causal=False).double()
 
     def work() -> None:
-        backbones.parallel(block, torch.ones(2, 24, 16)).sum().backward()
+        backbones.parallel(block, torch.ones(2, 24, 16).double()).sum().backward()
 
     with FlopCounterMode(display=False) as counter:
         work()
     assert flops.count(work) == counter.get_total_flops() > 0
+
+
+def test_products_of_onednn_count_like_those_of_torch() -> None:
+    x, w = torch.ones(5, 8, requires_grad=True), torch.ones(6, 8, requires_grad=True)
+    one, other = (
+        flops.count(lambda form=form: structured.linear(x, w, backend=form).sum().backward())
+        for form in structured.LINEAR_BACKENDS
+    )
+    assert one == other == 3 * 2 * 5 * 6 * 8
 
 
 def test_attention_counts_on_the_cpu_too() -> None:
