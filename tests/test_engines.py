@@ -19,8 +19,8 @@ pytestmark = pytest.mark.xdist_group("engines")  # one worker builds the shared 
 
 VIEWS = ("data/raw", "data/prepared", "data/runs")
 MADE = (*VIEWS, "reports", "site/docs/generated", "public")
-# Four runs (two of one cell), two sources of data, one source of bytes; CoLA's three are blocked.
-DONE, BLOCKED = 4, 3
+# ListOps: its data, two baselines, two runs of S4D, one of which has a pretraining. CoLA is blocked.
+DONE = 6
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 def test_a_repro_says_what_was_built_and_blocked(by_dvc: Checkout) -> None:
     said = by_dvc.noscratch("repro").stdout
-    assert "3 cells: 1 blocked, 2 done" in said
+    assert "7 cells: 3 blocked, 4 done" in said
     assert "blocked   source cola: not asked for" in said
     assert "open      public/index.html" in said
     assert (by_dvc.root / "public/index.html").is_file()
@@ -61,7 +61,7 @@ def test_a_second_repro_does_nothing(by_dvc: Checkout) -> None:
 
 def test_the_summary_is_of_the_plan(by_dvc: Checkout) -> None:
     said = by_dvc.noscratch("status").stdout
-    assert "finetune      3: 1 blocked, 2 done" in said
+    assert "finetune      7: 3 blocked, 4 done" in said
 
 
 def test_snakemake_gives_the_same_bytes_and_commits(by_dvc: Checkout, tmp_path: Path) -> None:
@@ -130,6 +130,50 @@ def test_commit_refuses_views_of_another_plan(by_dvc: Checkout, tmp_path: Path) 
     assert (checkout.root / "dvc.lock").read_bytes() == lock
 
 
+def test_commit_makes_the_reports_of_what_it_records(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    table = (checkout.root / "reports/verdicts.parquet").read_bytes()
+    (checkout.root / "claims/bigs.yaml").unlink()
+    checkout.noscratch("commit")
+    assert "up to date" in checkout.dvc("status").stdout
+    assert (checkout.root / "reports/verdicts.parquet").read_bytes() != table, "verdicts of a removed paper recorded"
+
+
+def test_ctrl_c_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = by_dvc.clone(tmp_path / "clone")
+    program = "import os, sys; from noscratch.cli import main; sys.argv = ['noscratch', 'repro']; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {program}"],
+        cwd=checkout.root,
+        env=checkout.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((checkout.root / "data").glob("store/.tmp-*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    assert not _alive_in(process.pid), "a child goes on"
+    assert not list((checkout.root / "data/store").iterdir()), "a stopped job left something"
+
+
+def _alive_in(session: int) -> list[str]:
+    """The processes of a session that run (one that is dead and waits for its parent does not)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(path.parent.name)
+    return found
+
+
 def test_killed_in_mid_run_goes_on(by_dvc: Checkout, tmp_path: Path) -> None:
     checkout = by_dvc.clone(tmp_path / "clone")
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]
@@ -169,3 +213,18 @@ def test_a_second_run_at_the_same_time_is_refused(by_dvc: Checkout) -> None:
         for done in (by_dvc.noscratch("repro", check=False), by_dvc.snakemake("all", check=False)):
             assert done.returncode == 1
             assert "One run at a time works in a checkout" in done.stdout + done.stderr
+        by_dvc.snakemake("--dry-run", "all")
+
+
+def test_gpu_slots_are_those_of_the_host_or_the_clusters(by_dvc: Checkout, tmp_path: Path) -> None:
+    clone = by_dvc.clone(tmp_path / "clone")
+    clone.edit("params.yaml", "device: cpu", "device: auto")
+    here = clone.snakemake("--dry-run", "--quiet", "host", "--", "all", NOSCRATCH_GPUS="2")
+    login = clone.run(
+        *(sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "4"),
+        *("--dry-run", "--quiet", "host", "--", "all"),
+        NOSCRATCH_GPUS="0",
+    )
+    for said in (here.stdout + here.stderr, login.stdout + login.stderr):
+        assert said.count("gpu=1") == said.count("rule pretrain:") + said.count("rule finetune:") > 0, said
+    assert not (clone.root / "data/store").exists()

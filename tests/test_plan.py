@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from noscratch import backbones, code, params, yaml_reader
-from noscratch.plan import PRETRAINING, Job, Plan, cells
+from noscratch.errors import NoscratchError
+from noscratch.plan import BASELINES, PRETRAINING, SEEDED_BASELINES, Job, Plan, cells
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,11 @@ def jobs(settings: dict[str, Any]) -> dict[str, Job]:
 def moved(before: dict[str, Job], after: dict[str, Job]) -> set[str]:
     assert before.keys() == after.keys()
     return {name for name in before if before[name].address != after[name].address}
+
+
+def trains(job: Job) -> bool:
+    """Is it a run of the training loop (a baseline is none)?"""
+    return "noscratch.train" in job.modules
 
 
 def edit(path: Path, before: str, after: str) -> None:
@@ -96,7 +102,7 @@ def test_the_loop_moves_every_training_job(settings: dict[str, Any], package: Pa
     before = jobs(settings)
     with (package / "train.py").open("a") as file:
         file.write("\nEDITED = True\n")
-    assert moved(before, jobs(settings)) == {name for name, job in before.items() if job.cell}
+    assert moved(before, jobs(settings)) == {name for name, job in before.items() if trains(job)}
 
 
 def test_a_task_file_moves_its_data_and_runs(settings: dict[str, Any], package: Path) -> None:
@@ -122,7 +128,8 @@ def test_plumbing_moves_nothing(settings: dict[str, Any], package: Path, path: s
 def test_one_setting_moves_what_depends_on_it(settings: dict[str, Any], package: Path) -> None:
     before = jobs(settings)
     settings["tiers"]["smoke"]["finetune"] = {**settings["tiers"]["smoke"]["finetune"], "lr": 0.5}
-    assert moved(before, jobs(settings)) == {name for name, job in before.items() if job.kind == "finetune"}
+    expected = {name for name, job in before.items() if job.kind == "finetune" and trains(job)}
+    assert moved(before, jobs(settings)) == expected
 
 
 def test_going_back_gives_the_old_addresses(settings: dict[str, Any], package: Path) -> None:
@@ -179,10 +186,36 @@ def test_overrides_reach_the_cells_that_they_select(settings: dict[str, Any], pa
         {"backbones": ["s4d"], "protocols": ["spt-causal"], "pretrain": {"lr": 0.25}, "model": {"layers": 3}}
     ]
     for name, job in jobs(settings).items():
-        if job.cell:
+        if trains(job):
+            assert job.cell is not None
             selected = job.cell.backbone == "s4d" and job.cell.protocol == "spt-causal"
             assert (job.settings["model"]["layers"] == 3) == selected, name
             assert (job.settings["train"]["lr"] == 0.25) == (selected and job.kind == "pretrain"), name
+
+
+def test_every_task_has_its_baselines(settings: dict[str, Any], package: Path) -> None:
+    settings["tasks"]["pathfinder"] = {}
+    settings["tiers"]["smoke"]["seeds"] = [0, 1]
+    rows = {(j.cell.task, j.cell.backbone, j.cell.seed) for j in jobs(settings).values() if j.cell and not trains(j)}
+    plain = {(task, name, 0) for task in settings["tasks"] for name in ("majority", "bag")}
+    assert rows == plain | {("pathfinder", "cnn", 0), ("pathfinder", "cnn", 1)}
+
+
+def test_the_baselines_are_those_of_their_module() -> None:
+    from noscratch import baselines
+
+    assert baselines.names() == BASELINES
+    assert tuple(name for name in BASELINES if baselines.seeded(name)) == SEEDED_BASELINES
+
+
+def test_a_variant_names_its_source_and_may_take_a_part(settings: dict[str, Any], package: Path) -> None:
+    settings["tasks"] |= {"image-6102": {"partial": True}, "image-jpeg": {"source": "cifar10-jpeg"}}
+    plan = jobs(settings)
+    assert plan["prepare image-6102"].needs == {"cifar10": plan["fetch cifar10-partial"].address}
+    assert plan["prepare image-jpeg"].needs == {"cifar10-jpeg": plan["fetch cifar10-jpeg"].address}
+    settings["tasks"]["image-jpeg"] = {"source": "cifar11"}
+    with pytest.raises(NoscratchError, match="'cifar11'"):
+        jobs(settings)
 
 
 def test_the_plan_imports_no_torch() -> None:

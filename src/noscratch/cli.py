@@ -20,6 +20,7 @@ from noscratch import availability
 from noscratch.errors import NoscratchError
 from noscratch.locks import only_run
 from noscratch.plan import VIEWS, Plan, read_plan
+from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
 from noscratch.store import PROVENANCE, Store, difference, expected, make_view, read_record, sync
@@ -172,11 +173,12 @@ def sources(
     elif name is not None:
         _show_source(SOURCES[name])
     else:
-        out.print(_sources_table(store, the_plan, chosen))
+        out.print(_sources_table(store, the_plan))
 
 
-def _sources_table(store: Store, the_plan: Plan, names: list[str]) -> Table:
+def _sources_table(store: Store, the_plan: Plan) -> Table:
     states = availability.read(store, the_plan)
+    names = dict.fromkeys([*SOURCES, *states])
     table = Table("source", "state", "form", "found", "bytes", "sha256", "licence", box=None, pad_edge=False)
     for name in names:
         job = next((job for job in the_plan.of("fetch") if job.label == name), None)
@@ -188,7 +190,9 @@ def _sources_table(store: Store, the_plan: Plan, names: list[str]) -> Table:
             digests = sorted(file["sha256"][:12] for file in files)
             size = sum(file["bytes"] for file in files)
             cells = [record["result"]["form"], provenance["origin"], f"{size:,}", " ".join(digests)]
-        table.add_row(name, escape(states.get(name, "not in the plan")), *cells, SOURCES[name].licence)
+        table.add_row(
+            name, escape(states.get(name, "not in the plan")), *cells, SOURCES[name.removesuffix(PARTIAL)].licence
+        )
     return table
 
 
@@ -308,7 +312,9 @@ def site() -> None:
 
 @app.command()
 def commit() -> None:
-    """Record a finished `snakemake all` for DVC, after checking that the views are those of the present plan.
+    """Make reports and site of a finished `snakemake all` and record everything for DVC.
+
+    Views that are not those of the present plan are refused: DVC would certify them for good.
 
     Example: noscratch commit
     """
@@ -325,8 +331,9 @@ def commit() -> None:
             f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, which ends "
             "with this command."
         )
-    done = subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=False)
-    if done.returncode:
+    for make in (collect, judge, publish, site):  # whatever stands there may be of other views or claims
+        make()
+    if _to_its_end("dvc", "commit", "--force", "--quiet"):
         raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
 
 
@@ -342,12 +349,26 @@ def repro() -> None:
         if adopted:
             out.print(f"adopted {len(adopted)} results from the views")
         availability.refresh(store, the_plan)
-        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False)
-    if done.returncode:
+        failed = _to_its_end("dvc", "repro")
+    if failed:
         raise NoscratchError(
             "`dvc repro` stopped (see above). Mend what it names and run the same command: finished jobs are kept."
         )
     _summary(store, the_plan)
+
+
+def _to_its_end(module: str, *arguments: str) -> int:
+    """Run a module of the environment and return its exit code.
+
+    Ctrl-C reaches the child too, which winds up its own children: wait for that, or they would go on unseen.
+    (subprocess.run kills the child at once.)
+    """
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def _summary(store: Store, the_plan: Plan) -> None:

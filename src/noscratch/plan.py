@@ -27,6 +27,11 @@ VIEWS = {"raw": ("fetch",), "prepared": ("prepare",), "runs": ("pretrain", "fine
 # The objective that a protocol pretrains with.
 PRETRAINING = {"spt-masked": "masked", "spt-causal": "causal"}
 
+# What every task's models must beat (noscratch.baselines), and which of them draw random numbers: rows like any
+# backbone's. The convolutional network reads images alone.
+BASELINES = ("majority", "bag", "cnn")
+SEEDED_BASELINES = ("cnn",)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -93,6 +98,8 @@ class Plan:
         self._prepared: dict[str, Job] = {}
         for cell in cells(params):
             self._finetune(cell)
+        for cell in baseline_cells(params):
+            self._baseline(cell)
 
     def __getitem__(self, address: str) -> Job:
         """The job at an address; NoscratchError when the plan has none."""
@@ -153,6 +160,21 @@ class Plan:
         finetune = self._settings(cell, "finetune", "classify")
         self._add(Job("finetune", cell.label, finetune, modules, needs, f"{cell.view}/finetune", cell))
 
+    def _baseline(self, cell: Cell) -> None:
+        settings: dict[str, Any] = {
+            "phase": "finetune",
+            "tier": cell.tier,
+            "task": cell.task,
+            "backbone": cell.backbone,
+            "protocol": cell.protocol,
+            "seed": cell.seed,
+            "threads": self.params.run.threads,
+        }
+        if cell.backbone in SEEDED_BASELINES:
+            settings["train"] = self.params.tier.finetune.model_dump()
+        needs = {"prepared": self.prepare(cell.task).address}
+        self._add(Job("finetune", cell.label, settings, ("noscratch.baselines",), needs, f"{cell.view}/finetune", cell))
+
     def _settings(self, cell: Cell, phase: str, objective: str) -> dict[str, Any]:
         """All that one training job is told; see train.run."""
         tier = self.params.tier
@@ -206,6 +228,18 @@ def cells(params: Params) -> list[Cell]:
             for b in tier.grid
         )
         for seed in tier.seeds
+    ]
+
+
+def baseline_cells(params: Params) -> list[Cell]:
+    """The baselines of every task that the grid of the chosen tier names."""
+    tasks = dict.fromkeys(cell.task for cell in cells(params))
+    return [
+        Cell(params.run.tier, task, baseline, "scratch", seed)
+        for task in tasks
+        for baseline in BASELINES
+        if baseline != "cnn" or code.spec_literal(task_module(task), "inputs") == "pixels"
+        for seed in (params.tier.seeds if baseline in SEEDED_BASELINES else (0,))
     ]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from noscratch import device as devices
 from noscratch.errors import NoscratchError
 from noscratch.params import task_module
-from noscratch.plan import Job, Plan
+from noscratch.plan import BASELINES, Job, Plan
 from noscratch.record import Stopwatch, write_record
 from noscratch.store import RECORD, Store, read_record, sha256_of
 
@@ -56,7 +56,7 @@ def run_job(
                 f"Job {job.name} needs {folder.name} ({role}), which is not there. Run `noscratch run "
                 f"{job.needs[role]}` first."
             )
-    where = _device(job, plan) if job.cell else "cpu"
+    where = _device(job, plan)
     watch = Stopwatch(store.root, where)
     with store.building(job) as out:
         state, reason = "done", None
@@ -69,6 +69,8 @@ def run_job(
                 result, extra = _fetch(store, job, out, allowed, progress)
             elif job.kind == "prepare":
                 result = _prepare(job, inputs, out)
+            elif job.settings["backbone"] in BASELINES:
+                result = _baseline(job, inputs, out)
             else:
                 result, extra = _train(store, plan, job, inputs, out, where, stop_after, progress)
         except _Ends as end:
@@ -114,8 +116,16 @@ def _prepare(job: Job, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
     return dict(task.prepare(task.Config(**job.settings["data"]), inputs, out))
 
 
+def _baseline(job: Job, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    from noscratch import baselines
+
+    return baselines.run(job.settings, inputs["prepared"], out)
+
+
 def _device(job: Job, plan: Plan) -> str:
-    assert job.cell is not None
+    """Where a job runs: all but training, the CPU."""
+    if job.cell is None or job.cell.backbone in BASELINES:
+        return "cpu"
     return devices.choose(plan.params.run.device, job.cell.tier, devices.gpu_count())
 
 

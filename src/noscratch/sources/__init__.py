@@ -1,7 +1,8 @@
 """Where bytes come from: what can be had (`availability`), and getting it (`fetch`), verified, in one normal layout.
 
 A mirror (a folder, or an http address) stands before the network. A partial form is taken only where the name asks for
-it (`cifar10-partial`) and no whole one can be had. What cannot be had is `Blocked`, with its reason; a file that is there but is not the listed one is an error.
+it (`cifar10-partial`) and no whole one can be had. What cannot be had is `Blocked`, with its reason; a file that is
+there but is not the listed one is an error.
 """
 
 from __future__ import annotations
