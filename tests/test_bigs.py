@@ -125,6 +125,8 @@ def test_one_learning_rate_for_all() -> None:
         {"d_state": 5},
         {"d_state": 0},
         {"expansion": 0},
+        {"ffn": "low_rank"},
+        {"gated": False, "ffn": "monarch"},
         {"heads": 0},
         {"heads": 5, "mixer": "attention"},
         {"dt_min": 2.0},

@@ -184,7 +184,9 @@ def test_static_reading_agrees_with_import() -> None:
         assert code.config_fields(f"noscratch.tasks.{name}") == tuple(field.name for field in fields(module.Config))
         assert code.spec_literal(f"noscratch.tasks.{name}", "sources") == module.SPEC.sources
     for name in code.names_in("noscratch.backbones"):
-        assert code.constant(f"noscratch.backbones.{name}", "CAUSAL_OK") == backbones.load(name).CAUSAL_OK
+        path, backbone = f"noscratch.backbones.{name}", backbones.load(name)
+        assert code.config_fields(path) == tuple(field.name for field in fields(backbone.Config))
+        assert code.constant(path, "CAUSAL_OK") == backbone.CAUSAL_OK
 
 
 def test_a_constant_that_is_not_there_is_named() -> None:

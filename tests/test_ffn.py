@@ -16,7 +16,7 @@ from torch import nn
 import contract
 import tiny
 from noscratch import backbones, flops, objectives, train
-from noscratch.backbones._ffn import Feedforward, Structure, Structured
+from noscratch.backbones._ffn import Feedforward, Settings, Structured
 from noscratch.kernels import structured
 from tolerances import assert_close, tolerance
 
@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "transformer-lowrank": {"ffn": "low_rank"},
     "transformer-blockdense": {"ffn": "block_dense", "rank": 0.75, "blocks": 4},
     "transformer-blockshuffle": {"ffn": "block_shuffle", "blocks": 4},
+    "bigs-stacked-blockshuffle": {"gated": False, "ffn": "block_shuffle"},
     "transformer-selfguided": {"ffn": "low_rank", "rank": 0.25, "guided": True},
 }
 KINDS = ("low_rank", "block_dense", "block_shuffle")
@@ -37,9 +38,9 @@ CHECKS = (
 )
 
 
-def structured_ffn(kind: str, guided: bool = False, d_model: int = 16, width: int = 64) -> Feedforward:
+def structured_ffn(kind: Any, guided: bool = False, d_model: int = 16, width: int = 64) -> Feedforward:
     torch.default_generator.manual_seed(0)
-    return Feedforward(d_model, width, Structure(kind, 0.5, 4, guided), "auto").double()
+    return Feedforward(d_model, width, Settings(kind, blocks=4, guided=guided), "auto").double()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -94,19 +95,19 @@ def test_the_guide_starts_as_the_product_and_leaves_halfway(kind: str) -> None:
 
 def test_low_rank_starts_nearest_to_a_dense_layer() -> None:
     """Eckart and Young: nothing of that rank is nearer to the dense layer of the same draw."""
-    structure = Structure("low_rank", 0.5, 1, False)
+    settings = Settings("low_rank")
     torch.default_generator.manual_seed(3)
     dense = nn.Linear(16, 64).weight.detach()
     torch.default_generator.manual_seed(3)
-    product = structured.dense_of("low_rank", *list(Structured(16, 64, structure, "auto").parameters())[:2])
+    product = structured.dense_of("low_rank", *list(Structured(16, 64, settings, "auto").parameters())[:2])
     left_out = torch.linalg.svdvals(dense)[8:]
     torch.testing.assert_close((dense - product).square().sum(), left_out.square().sum())
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(16, 64), (64, 16)])
 @pytest.mark.parametrize("kind", ["block_dense", "block_shuffle"])
-def test_blocks_start_orthonormal(kind: str, inputs: int, outputs: int) -> None:
-    weights = list(Structured(inputs, outputs, Structure(kind, 0.5, 4, False), "auto").parameters())[:2]
+def test_blocks_start_orthonormal(kind: Any, inputs: int, outputs: int) -> None:
+    weights = list(Structured(inputs, outputs, Settings(kind, blocks=4), "auto").parameters())[:2]
     for weight in weights:
         narrow = min(weight.shape[-2:])
         gram = weight @ weight.mT if weight.shape[-2] == narrow else weight.mT @ weight

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,30 +28,29 @@ GUIDED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Structure:
-    """What the two maps of a feedforward are."""
+class Settings:
+    """What the two maps of a feedforward are: a part of a backbone's Config. Defaults: about 63 % of the parameters."""
 
-    kind: str
-    """dense, low_rank, block_dense or block_shuffle."""
-    rank: float
-    """Rank of low_rank and block_dense over d_model."""
-    blocks: int
-    """Blocks of block_dense and block_shuffle."""
-    guided: bool
-    """Self-guided training: a dense map helps at first."""
+    ffn: Literal["dense", "low_rank", "block_dense", "block_shuffle"] = "dense"
+    rank: float = 0.5
+    """Rank over d_model of low_rank and block_dense maps."""
+    blocks: int = 2
+    """Blocks of block_dense and block_shuffle maps."""
+    guided: bool = False
+    """Self-guided training: dense maps help structured ones through the first half of it."""
 
     def __post_init__(self) -> None:
         kinds = ("dense", *KERNELS)
-        require(self.kind in kinds, f"ffn is one of {', '.join(kinds)}; got {self.kind!r}.")
+        require(self.ffn in kinds, f"ffn is one of {', '.join(kinds)}; got {self.ffn!r}.")
         require(0 < self.rank <= 1, f"rank, over d_model, is in (0, 1]; got {self.rank}.")
         require(self.blocks >= 1, f"blocks is at least 1; got {self.blocks}.")
-        require(not self.guided or self.kind != "dense", "guided is for structured maps; got ffn 'dense'.")
+        require(not self.guided or self.ffn != "dense", "guided is for structured maps; got ffn 'dense'.")
 
     def shapes(self, inputs: int, outputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the two weights of a structured map; one of its widths is d_model, the other at least that."""
         narrow, b = min(inputs, outputs), self.blocks
-        rank = narrow if self.kind == "block_shuffle" else round(self.rank * narrow)
-        if self.kind == "low_rank":
+        rank = narrow if self.ffn == "block_shuffle" else round(self.rank * narrow)
+        if self.ffn == "low_rank":
             require(rank >= 1, f"rank times d_model is at least 1; got {self.rank} times {narrow}.")
             return (rank, inputs), (outputs, rank)
         require(
@@ -58,16 +58,16 @@ class Structure:
             f"Widths and rank are multiples of blocks = {b}; got widths {inputs} and {outputs}, rank {rank}.",
         )
         first = (b, rank // b, inputs // b)
-        return first, ((outputs, rank) if self.kind == "block_dense" else (b, outputs // b, rank // b))
+        return first, ((outputs, rank) if self.ffn == "block_dense" else (b, outputs // b, rank // b))
 
 
 class Feedforward(nn.Module):
     """x (..., D) to down(gelu(up(x))), (..., D)."""
 
-    def __init__(self, d_model: int, width: int, structure: Structure, backend: str) -> None:
+    def __init__(self, d_model: int, width: int, settings: Settings, backend: str) -> None:
         super().__init__()
-        self.up = _map(d_model, width, structure, backend)
-        self.down = _map(width, d_model, structure, backend)
+        self.up = _map(d_model, width, settings, backend)
+        self.down = _map(width, d_model, settings, backend)
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -82,10 +82,10 @@ class Feedforward(nn.Module):
         self.up, self.down = (m.merged() if isinstance(m, Structured) else m for m in (self.up, self.down))
 
 
-def _map(inputs: int, outputs: int, structure: Structure, backend: str) -> Linear | Structured:
-    if structure.kind == "dense":
+def _map(inputs: int, outputs: int, settings: Settings, backend: str) -> Linear | Structured:
+    if settings.ffn == "dense":
         return Linear(inputs, outputs, backend)
-    return Structured(inputs, outputs, structure, backend)
+    return Structured(inputs, outputs, settings, backend)
 
 
 class Structured(nn.Module):
@@ -96,18 +96,18 @@ class Structured(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, inputs: int, outputs: int, structure: Structure, backend: str) -> None:
+    def __init__(self, inputs: int, outputs: int, settings: Settings, backend: str) -> None:
         super().__init__()
-        self.kind, self.backend = structure.kind, backend
-        first, second = structure.shapes(inputs, outputs)
+        self.kind, self.backend = settings.ffn, backend
+        first, second = settings.shapes(inputs, outputs)
         if self.kind == "low_rank":
             V, U = _nearest(nn.Linear(inputs, outputs).weight.detach(), rank=first[0])
         else:
             V, U = _orthonormal(first), _orthonormal(second)
         self.first, self.second = nn.Parameter(V.contiguous()), nn.Parameter(U.contiguous())
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.guide = nn.Parameter(self._product().detach()) if structure.guided else None
-        if structure.guided:
+        self.guide = nn.Parameter(self._product().detach()) if settings.guided else None
+        if settings.guided:
             self.register_buffer("alpha", torch.ones(()))
 
     @property

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from noscratch.backbones import Block, require
 from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform
-from noscratch.backbones._ffn import Feedforward, Structure
+from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.backbones._linear import Linear
 from noscratch.backbones.transformer import Attention, StackedBlock
 from noscratch.kernels import conv, resolve, ssm
@@ -28,7 +28,7 @@ EPS = 1e-12  # of the norm, as published
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Defaults: sizes and initial values of the paper's BiGS and of the authors' code (which gives the state spaces the
     learning rate of all other parameters). Dropout is theirs on the embedding only, where the model has it."""
 
@@ -50,7 +50,9 @@ class Config:
     """On each branch, before the residual sum."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self)
+        require(self.ffn == "dense" or not self.gated, f"A gated block has no feedforward; got ffn {self.ffn!r}.")
         check_steps(self.dt_min, self.dt_max)
         require(self.expansion >= 1, f"expansion is at least 1; got {self.expansion}.")
         require(self.heads >= 1, f"heads is at least 1; got {self.heads}.")
@@ -66,8 +68,7 @@ def build(config: Config, d_model: int, max_length: int, causal: bool, backend: 
         mixer = StateSpaces(config, d_model, backend)
     if config.gated:
         return GatedBlock(mixer, d_model, config.expansion * d_model, config.dropout, backend)
-    dense = Structure("dense", rank=1.0, blocks=1, guided=False)
-    feedforward = Feedforward(d_model, (config.expansion + 1) * d_model, dense, backend)
+    feedforward = Feedforward(d_model, (config.expansion + 1) * d_model, config, backend)
     return StackedBlock(mixer, feedforward, d_model, "pre", config.dropout)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch.backbones import Block, CausalBlock, parallel, recurrent, require
-from noscratch.backbones._ffn import Feedforward, Structure
+from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.backbones._linear import Linear
 from noscratch.kernels import attention, resolve
 
@@ -21,7 +21,7 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes of Vaswani et al. (table 3, base); norm position and dropout of Amos et al. 2024 (arXiv 2310.02980);
     structured feedforwards of Wei et al. 2024 (arXiv 2406.16450)."""
 
@@ -32,15 +32,9 @@ class Config:
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
     """On both branches, before the residual sum."""
-    ffn: Literal["dense", "low_rank", "block_dense", "block_shuffle"] = "dense"
-    rank: float = 0.5
-    """Rank over d_model of a low_rank or block_dense feedforward."""
-    blocks: int = 2
-    """Blocks of a block_dense or block_shuffle feedforward."""
-    guided: bool = False
-    """Self-guided training of a structured feedforward."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.heads >= 1, f"heads is at least 1; got {self.heads}.")
         require(self.expansion >= 1, f"expansion is at least 1; got {self.expansion}.")
         require(self.positions in ("rotary", "none"), f"positions is rotary or none; got {self.positions!r}.")
@@ -50,8 +44,7 @@ class Config:
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> StackedBlock:
     mixer = Attention(d_model, config.heads, config.positions == "rotary", causal, backend)
-    structure = Structure(config.ffn, config.rank, config.blocks, config.guided)
-    feedforward = Feedforward(d_model, config.expansion * d_model, structure, backend)
+    feedforward = Feedforward(d_model, config.expansion * d_model, config, backend)
     return StackedBlock(mixer, feedforward, d_model, config.norm, config.dropout)
 
 
