@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import tomllib
 from collections import Counter
 from html import unescape
 from pathlib import Path
@@ -247,6 +248,16 @@ def test_downloads_are_the_tables(root: Path) -> None:
         assert lines[0] == content["columns"] == rows.column_names
         assert content["rows"] == [list(row.values()) for row in rows.to_pylist()]
         assert len(lines) - 1 == rows.num_rows
+
+
+def test_the_citation_names_the_project_and_the_papers(root: Path) -> None:
+    content = (root / GENERATED / downloads.CITATION).read_text(encoding="utf-8")
+    assert re.findall(r"^@(\w+)\{(\w+),$", content, re.MULTILINE) == [("software", "noscratch"), ("misc", "spt")]
+    assert content.count("{") == content.count("}")
+    for words in ("version = {0.1.0}", "eprint        = {2310.02980}"):
+        assert words in content
+    project = tomllib.loads((site_fixture.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"version = {{{project['version']}}}" in content
 
 
 def test_dictionary_reads_shared_and_wrapped_entries() -> None:

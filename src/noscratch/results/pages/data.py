@@ -100,7 +100,7 @@ def _row(evidence: Evidence, name: str) -> Row:
         form.label if form else Cell("", key=""),
         Cell(size(count) if count else "", key=count or ""),
         _digest(form),
-        Cell(source.licence if source else "", kind="ns-wide"),
+        Cell(source.licence if source else "", kind="ns-wrap"),
     )
     return Row(cells, {"state": [state], "digest": [_digest(form)]})
 
@@ -114,7 +114,7 @@ def _made_row(evidence: Evidence, task: str) -> Row:
         "seeded generator",
         Cell(size(count) if count else "", key=count or ""),
         "the same bytes everywhere",
-        Cell("", kind="ns-wide"),
+        "",
     )
     return Row(cells, {"state": [GENERATED], "digest": ["the same bytes everywhere"]})
 

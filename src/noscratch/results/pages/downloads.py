@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from noscratch.results import collect, judge, parquet_bytes
 from noscratch.results.pages.evidence import Evidence, PublishError
-from noscratch.results.pages.markup import Page, code, command, link, number, size, table
+from noscratch.results.pages.markup import Cell, Page, code, command, link, listing, number, size, table
+from noscratch.yaml_reader import read
 
+CITATION = "downloads/citation.bib"
 TABLES = {"results": collect, "verdicts": judge}
 
 
@@ -30,6 +32,7 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
         yield f"downloads/{name}.json", _json(rows)
     yield "downloads/curves.parquet", parquet_bytes(pa_csv.read_csv(reports / "curves.csv"))
     yield "downloads/metrics.json", (reports / "metrics.json").read_bytes()
+    yield CITATION, bibtex(evidence).encode()
 
 
 def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
@@ -38,7 +41,11 @@ def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
         "Everything that the pages show comes from these files. They hold every run of the plan, the failed ones too."
     )
     rows = [
-        (link(path, code(path.partition("/")[2])), ABOUT[path.partition("/")[2].partition(".")[0]], size(len(content)))
+        (
+            link(path, code(path.partition("/")[2])),
+            Cell(ABOUT[path.partition("/")[2].partition(".")[0]], kind="ns-wide"),
+            size(len(content)),
+        )
         for path, content in written.items()
     ]
     page.add(table(["File", "What it holds", "Size"], rows, "Files"))
@@ -50,6 +57,9 @@ def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
             "results[results.primary & (results.split == 'test')]"
         )
     )
+    page.heading("Cite them")
+    page.say("This project with the commit that you used, and the papers whose claims you mean:")
+    page.add(listing(written[CITATION].decode().rstrip().split("\n")))
     for name, module in TABLES.items():
         page.heading(f"Columns of {name}")
         schema = pq.read_schema(evidence.root / "reports" / f"{name}.parquet")
@@ -59,17 +69,44 @@ def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
                 f"every column of {name} is described in the docstring of {module.__name__}; it lacks {', '.join(lost)}"
             )
         described = [
-            (code(field.name), code(field.type), "may be null" if field.nullable else "", meaning[field.name])
+            (
+                code(field.name),
+                code(field.type),
+                "may be null" if field.nullable else "",
+                Cell(meaning[field.name], kind="ns-wide"),
+            )
             for field in schema
         ]
         page.add(table(["Column", "Type", "", "Meaning"], described, f"{number(len(schema))} columns"))
     yield page
 
 
+def bibtex(evidence: Evidence) -> str:
+    """This project as CITATION.cff names it, then every paper of the ledger."""
+    about = read(evidence.root / "CITATION.cff").data
+    authors = " and ".join(f"{{{author['name']}}}" for author in about["authors"])
+    entries = [
+        _entry("software", "noscratch", title=about["title"], author=authors, version=about["version"], note=COMMIT),
+        *(
+            _entry("misc", paper.paper, title=paper.title, eprint=paper.arxiv, archiveprefix="arXiv")
+            for paper in evidence.papers
+        ),
+    ]
+    return "\n\n".join(entries) + "\n"
+
+
+def _entry(kind: str, key: str, **fields: str) -> str:
+    width = max(map(len, fields))
+    lines = ",\n".join(f"  {name:{width}} = {{{value}}}" for name, value in fields.items())
+    return f"@{kind}{{{key},\n{lines}\n}}"
+
+
+COMMIT = "Cite the commit: every number is bound to it"
 ABOUT = {
     "results": "one row = cell x phase x split x metric",
     "verdicts": "one row = claim x quantity x tier, and the headline of each claim",
     "curves": "every point of every curve: run, step, split, metric, value",
+    "citation": "this project and the papers of its claims, as BibTeX",
     "metrics": "the primary test metric of every cell, nested by tier, task, backbone and protocol",
 }
 

@@ -417,23 +417,19 @@ def backbone_detail(evidence: Evidence, backbone: str) -> Page:
     if any(group[0] == "smoke" for group in groups):
         page.add(smoke_note())
     page.add(group_table(evidence, groups, "../", f"Every group of runs with {backbone}", without="Backbone"))
-    sizes = sorted(
-        {
-            (run.cell.tier, run.cell.task, run.records["finetune"]["result"]["counts"]["parameters"])
-            for run in evidence.runs.values()
-            if run.cell.backbone == backbone and run.state == "done" and "finetune" in run.records
-        }
-    )
+    sizes: dict[tuple[str, str, int], set[str]] = {}
+    for run in evidence.runs.values():
+        if run.cell.backbone == backbone and run.state == "done" and "finetune" in run.records:
+            count = run.records["finetune"]["result"]["counts"]["parameters"]
+            sizes.setdefault((run.cell.tier, run.cell.task, count), set()).add(run.cell.protocol)
     if sizes:
         page.heading("Size")
-        rows = [(tier_badge(tier), link("../" + task_page(task), task), number(count)) for tier, task, count in sizes]
-        page.add(
-            table(
-                ["Tier", "Task", "Parameters"],
-                rows,
-                "Parameters of the whole model, embedding and head included",
-            )
-        )
+        rows = [
+            (tier_badge(tier), link("../" + task_page(task), task), ", ".join(sorted(protocols)), number(count))
+            for (tier, task, count), protocols in sorted(sizes.items())
+        ]
+        columns = ["Tier", "Task", "Protocols", "Parameters"]
+        page.add(table(columns, rows, "Parameters of the whole model, embedding and head included"))
     if described and described.settings:
         page.heading("Settings and where they come from")
         page.add(paragraphs(described.defaults))

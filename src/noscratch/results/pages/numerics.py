@@ -146,7 +146,10 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         "the very device that a job runs on, and its error against float64 stays small up to the longest sequences."
     )
     page.heading("Laws")
-    page.add(table(["Law", "In words", "Tested in"], [_law(law) for law in LAWS], "Every law, and where it is tested"))
+    page.add(
+        table(["Law", "Tested for"], [_law(law) for law in LAWS], "Every law, and the kernels that it is tested for")
+    )
+    page.say("The tests are those of ", code("tests/test_kernels_*.py"), ", one file for each group of kernels.")
     page.heading("How much error is allowed")
     page.say(
         "One formula for all, none tuned until a test passes: ",
@@ -172,10 +175,12 @@ def pages(evidence: Evidence) -> Iterator[Page]:
 
 
 def _law(law: Law) -> tuple[object, ...]:
-    files = dict.fromkeys(area for area, _ in law.tests)
-    names = ", ".join(function for _, function in law.tests)
-    where = join((code(suite(area)) for area in files), ", ")
-    return tag("b", law.name), Cell(law.words, kind="ns-wide"), Cell(tag("span", where, title=names), kind="ns-wide")
+    areas = join((code(area) for area in dict.fromkeys(area for area, _ in law.tests)), " ")
+    functions = ", ".join(function for _, function in law.tests)
+    return (
+        Cell(tag("span", tag("b", law.name), law.words, class_="ns-stack"), kind="ns-wide"),
+        Cell(tag("span", areas, title=functions), kind="ns-wrap"),
+    )
 
 
 Rows = Sequence[Mapping[str, Any]]

@@ -183,7 +183,7 @@ def _matrix(rows: Rows, device: str, environment: str, threads: int) -> Html:
         body.append([name, *(_ratio(cells.get(shape)) for shape in shapes)])
     heads: list[Column | str] = ["What", *(Column(_times(shape), sort=None) for shape in shapes)]
     count = "1 thread" if threads == 1 else f"{threads} threads"
-    caption = f"{count}, {environment} ({ENVIRONMENTS.get(environment, environment)}), {device}"
+    caption = f"{count}, {environment}, {device}"
     return table(heads, body, caption)
 
 
@@ -264,13 +264,11 @@ def _comparisons(rows: Rows) -> Html:
             tag("span", ITEMS.get(row["item"], row["item"]), code(row["item"]), class_="ns-stack"),
             Cell(_times(_shape(row)), key=row["length"]),
             tag("span", row["candidate"], revision, class_="ns-stack"),
-            tag("span", f"{row['environment']}, {row['threads']}", class_="ns-stack"),
+            f"{row['environment']}, {row['threads']}",
             _time(own),
             _time(row),
             _ratio(row),
-            _peak(own),
-            _peak(row),
-            Cell("" if row["peak_ratio"] is None else _multiple(row["peak_ratio"]), key=_key(row["peak_ratio"])),
+            _memory(own, row),
         )
         facets = {
             "what": [row["item"]],
@@ -285,16 +283,18 @@ def _comparisons(rows: Rows) -> Html:
         Column("What"),
         Column("Shape", sort="number"),
         Column("Beside"),
-        Column("Environment, threads"),
-        *(Column(f"{side} {what}", sort="number") for what, side in (("time", "Our"), ("time", "Their"))),
-        Column("Ratio", sort="number"),
-        *(Column(f"{side} memory", sort="number") for side in ("Our", "Their")),
-        Column("Memory ratio", sort="number"),
+        Column("Setting"),
+        *(Column(name, sort="number") for name in ("Our time", "Their time", "Ratio", "Memory, ratio")),
     ]
     tools = ["what", "beside", "length", "environment", "threads"]
     if len({row["device"] for row in rows}) > 1:
         tools.append("device")
-    return table(columns, lines, "Least time over the rounds, below it the median; peak memory of one pass", tools)
+    return table(
+        columns,
+        lines,
+        "Least time over the rounds, below it the median; peak memory of one pass; setting: environment and threads",
+        tools,
+    )
 
 
 def _time(row: Mapping[str, Any]) -> Cell:
@@ -302,12 +302,11 @@ def _time(row: Mapping[str, Any]) -> Cell:
     return Cell(tag("span", f"{1e3 * row['best']:.3g} ms", about, class_="ns-stack"), key=row["best"])
 
 
-def _peak(row: Mapping[str, Any]) -> Cell:
-    return Cell("" if row["peak"] is None else size(row["peak"]), key=_key(row["peak"]))
-
-
-def _key(value: float | None) -> float | str:
-    return "" if value is None else value
+def _memory(own: Mapping[str, Any], row: Mapping[str, Any]) -> Cell:
+    if row["peak_ratio"] is None:
+        return Cell("", key="")
+    about = tag("small", f"{size(row['peak'])} / {size(own['peak'])}")
+    return Cell(tag("span", tag("b", _multiple(row["peak_ratio"])), about, class_="ns-stack"), key=row["peak_ratio"])
 
 
 # ---------------------------------------------------------------- generators
