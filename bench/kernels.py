@@ -8,7 +8,7 @@ process, float32, and the minimum over the rounds counts: of processor time with
 for which the machine must be idle. Environments: "plain", as shipped; "equal", where the whole process keeps freed
 memory (glibc's mallopt), which helps all sides. Peers are checkouts of the repositories in bench/peers.py, and need
 einops and opt_einsum. Peak memory is that of one forward and backward pass in a fresh process, plain.
-Writes FOLDER/kernels.parquet and kernels.json after every shape and prints the table of ratios.
+Writes FOLDER/kernels.parquet and kernels.json after every shape, prints the table of ratios, and leaves a record.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from bench import _timing, peers, plain
 from noscratch.backbones import bigs, dss, s4, s4d, sgconv
 from noscratch.backbones._block import Convolution, MixerBlock
 from noscratch.kernels import attention, conv, scan, structured
+from noscratch.record import write_bench
 
+MODULES = tuple(f"noscratch.backbones.{name}" for name in ("bigs", "dss", "s4", "s4d", "sgconv"))
 OURS, PLAIN = "noscratch", "plain PyTorch"
 ENVIRONMENTS = ("plain", "equal")
 
@@ -515,6 +517,14 @@ def main() -> None:
                 rows += new
                 write(rows, asked.out)
                 print(table(new), flush=True)
+    settings = {
+        "shapes": [list(shape) for shape in asked.shapes],
+        "items": asked.items,
+        "threads": asked.threads,
+        "environments": asked.environment,
+        "seconds": asked.seconds,
+    }
+    write_bench(asked.out, "kernels", settings, MODULES, Path(__file__).parents[1])
 
 
 if __name__ == "__main__":

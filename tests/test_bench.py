@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from functools import partial
@@ -15,7 +16,7 @@ from tolerances import assert_close, tolerance
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import _timing, kernels, peers
+from bench import _timing, error_growth, kernels, peers
 
 TINY = kernels.Shape(2, 8, 48, 8)
 ODD = kernels.Shape(1, 8, 33, 4)
@@ -74,6 +75,32 @@ def test_the_command_writes_a_row_for_every_candidate(tmp_path: Path, monkeypatc
         assert row["rounds"] >= _timing.LEAST_ROUNDS
         assert row["torch"] == torch.__version__
         assert (row["ratio"] == 1.0) == (row["candidate"] == kernels.OURS)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["name"].endswith("-bench-kernels")
+    assert set(record["artifacts"]) == {"kernels.parquet", "kernels.json"}
+
+
+@pytest.mark.parametrize("case", error_growth.cases(), ids=lambda case: f"{case.kernel} {case.backend}")
+def test_errors_stay_within_what_is_allowed(case: error_growth.Case) -> None:
+    for length in (1, 2, 64):
+        for row in error_growth.measure(case, length):
+            assert 0 <= row["rms"] <= row["max"]
+            # the plain form loses digits in e^z - 1 at small z: that the truth sees it shows that it is no kernel's
+            assert (row["max"] <= row["allowed"]) == (row["backend"] == "fast"), row
+
+
+def test_error_growth_writes_every_kernel_and_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.error_growth", "--out", str(tmp_path), "--longest", "2"])
+    error_growth.main()
+    rows = pq.read_table(tmp_path / "error_growth.parquet").to_pylist()
+    lengths: dict[tuple[str, str, str], list[int]] = {}
+    for row in rows:
+        lengths.setdefault((row["kernel"], row["backend"], row["dtype"]), []).append(row["length"])
+    assert set(map(tuple, lengths.values())) == {(1, 2)}
+    assert {"float64", "float32", "bfloat16"} == {dtype for _, _, dtype in lengths}
+    for case in error_growth.cases():
+        assert (case.kernel, case.backend, "float32") in lengths
+    assert json.loads((tmp_path / "record.json").read_text())["name"].endswith("-bench-error-growth")
 
 
 def test_peak_memory_is_that_of_the_call() -> None:
