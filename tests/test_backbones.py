@@ -21,6 +21,12 @@ def test_contract(name: str, check: Callable[[str], None]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", backbones.names())
+def test_compiles_with_its_gradients(name: str) -> None:
+    contract.compiles(name, backend="aot_eager")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "s4d"])
 def test_compiles_to_machine_code(name: str) -> None:
     contract.compiles(name, backend="inductor")
