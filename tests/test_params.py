@@ -83,6 +83,11 @@ MISTAKES: list[tuple[Callable[[dict[str, Any], Any], None], Any, list[str]]] = [
     ),
     (put("tiers", "paper", "overrides", 0, "model"), {"width": 3}, ["overrides.0.model.width", "d_model"]),
     (put("extra"), 1, ["extra", "'extra'", "tiers"]),
+    (put("tiers", "mini", "seeds"), [0, 1, 0], ["tiers.mini.seeds", "each seed stands once", "[0, 1, 0]"]),
+    (put("backbones", "s4d-LegS"), {}, ["backbones.s4d-LegS", "lower-case", "'s4d-LegS'"]),
+    (put("tasks", "listops-my_way"), {}, ["tasks.listops-my_way", "joined by hyphens"]),
+    (put("tiers", "smoke", "finetune", "lr"), float("inf"), ["tiers.smoke.finetune.lr", "finite", "got inf"]),
+    (put("backbones", "s4d"), {"dt_max": float("nan")}, ["backbones.s4d.dt_max", "finite", "got nan"]),
 ]
 
 

@@ -7,6 +7,8 @@ any work starts.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +21,7 @@ from noscratch.yaml_reader import read as read_yaml
 
 FILE = "params.yaml"
 PROTOCOLS = ("scratch", "spt-masked", "spt-causal")
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 Tier = Literal["smoke", "mini", "paper"]
 Protocol = Literal["scratch", "spt-masked", "spt-causal"]
@@ -139,15 +142,31 @@ def parse(data: object) -> Params:
         params = Params.model_validate(data)
     except ValidationError as error:
         raise ParamsError("\n".join(_explain(dict(item)) for item in error.errors())) from None
-    mistakes = list(_mistakes(params))
+    mistakes = [*_not_finite("", data), *_mistakes(params)]
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return params
 
 
+def _not_finite(place: str, value: object) -> Iterable[str]:
+    """JSON, and so an address, has no infinity and no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{FILE}, {place}: numbers are finite; got {value}. Correct the value."
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _not_finite(f"{place}.{key}" if place else str(key), child)
+
+
 def _mistakes(params: Params) -> Iterable[str]:
     """Rules that join several places: names that must exist, fields that a Config must have."""
     known_tasks, known_backbones = code.names_in("noscratch.tasks"), code.names_in("noscratch.backbones")
+    for section in ("tasks", "backbones"):
+        for name in getattr(params, section):
+            if not NAME.fullmatch(name):
+                yield (
+                    f"{FILE}, {section}.{name}: a name is lower-case letters and digits, in words joined by hyphens "
+                    f"(it names folders, rules and pages); got {name!r}. Write it so."
+                )
     for name, config in params.tasks.items():
         if name.partition("-")[0] not in known_tasks:
             yield unknown(f"tasks.{name}", "task", name, known_tasks)
@@ -162,6 +181,8 @@ def _mistakes(params: Params) -> Iterable[str]:
         yield unknown("run.tier", "tier", params.run.tier, params.tiers)
     for tier, settings in params.tiers.items():
         here = f"tiers.{tier}"
+        if len(set(settings.seeds)) < len(settings.seeds):
+            yield f"{FILE}, {here}.seeds: each seed stands once; got {list(settings.seeds)}. Remove the others."
         for name, config in settings.data.items():
             if name.partition("-")[0] not in known_tasks:
                 yield unknown(f"{here}.data.{name}", "task", name, known_tasks)
