@@ -46,6 +46,31 @@ def test_the_count_can_be_faked(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu_count()
 
 
+@pytest.mark.parametrize(("visible", "count"), [(None, 3), ("", 0), ("-1", 0), ("2", 1), ("0,2", 2), ("0,1,2,3", 3)])
+def test_hidden_gpus_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text('#!/bin/sh\nfor i in 0 1 2; do echo "GPU $i: a card (UUID: GPU-$i)"; done\n')
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("NOSCRATCH_GPUS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_count() == count
+
+
+def test_hosts_and_slurm_jobs_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gpu_slot(tmp_path, 1):
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        with gpu_slot(tmp_path, 1):
+            monkeypatch.setattr("platform.node", lambda: "another")
+            with gpu_slot(tmp_path, 1) as slot:
+                assert slot == 0
+    assert len(list(tmp_path.glob("*.lock"))) == 3
+
+
 def _hold(folder: Path, gpus: int, seconds: float) -> None:
     with gpu_slot(folder / "locks", gpus):
         mine = folder / f"gpu{os.environ['CUDA_VISIBLE_DEVICES']}-{os.getpid()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -15,7 +16,10 @@ from noscratch.errors import NoscratchError
 
 
 def gpu_count() -> int:
-    """GPUs of this host, by the driver's own word. NOSCRATCH_GPUS overrides it (to use fewer, or to test)."""
+    """GPUs of this host that CUDA_VISIBLE_DEVICES leaves visible, by the driver's own word.
+
+    NOSCRATCH_GPUS overrides both (to use fewer, or to test).
+    """
     asked = os.environ.get("NOSCRATCH_GPUS")
     if asked is not None:
         if not asked.isdigit():
@@ -26,7 +30,11 @@ def gpu_count() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+    if listing.returncode:
+        return 0
+    present = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, len([d for d in visible.split(",") if d not in ("", "-1")]))
 
 
 def choose(device: str, tier: str, gpus: int) -> str:
@@ -51,14 +59,16 @@ def choose(device: str, tier: str, gpus: int) -> str:
 def gpu_slot(folder: Path, gpus: int) -> Iterator[int]:
     """Hold one of `gpus` GPUs: a lock file each in `folder`, freed by the kernel when the holder dies, however it dies.
 
-    Waits until one is free and sets CUDA_VISIBLE_DEVICES to it; must come before CUDA is initialized.
+    Waits until one is free and sets CUDA_VISIBLE_DEVICES to it; must come before CUDA is initialized. The hosts of a
+    cluster share `folder`, and each Slurm job counts the GPUs that it was given from 0: both are in a lock's name.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    here = f"{platform.node()}-{os.environ.get('SLURM_JOB_ID', '')}"
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     allowed = before.split(",") if before else [str(index) for index in range(gpus)]
     while True:
         for slot, device in enumerate(allowed[:gpus]):
-            lock = os.open(folder / f"gpu{device}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(folder / f"{here}-gpu{device}.lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
