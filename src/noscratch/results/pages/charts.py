@@ -44,9 +44,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequ
         return round(height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom), 1)
 
     parts: list[Html] = []
-    for y in y_ticks:
-        parts.append(_line(left, down(y), width - right, down(y), "ns-grid"))
-        parts.append(_label(left - 7, down(y) + 4, _tick(y, y_label), "end"))
+    parts += _rows([(down(y), _tick(y, y_label)) for y in y_ticks], left, width - right)
     for x in x_ticks:
         parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
     parts.append(_line(left, height - bottom, width - right, height - bottom, "ns-axis"))
@@ -61,6 +59,13 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequ
     ends = {name: [points[-1] for points in bundle if points] for name, bundle in series.items()}
     description = "; ".join(f"{name} ends at {_ends(last, x_label, y_label)}" for name, last in ends.items() if last)
     return _figure(title, description, width, height, parts, list(series))
+
+
+def _rows(marks: Sequence[tuple[float, str]], left: float, right: float) -> list[Html]:
+    """The grid of the y axis and its labels: (height, words)."""
+    grid = "".join(f"M{_at(left, y)}H{_short(right)}" for y, _ in marks)
+    labels = (_label(left - 7, y + 4, words, "middle") for y, words in marks)
+    return [tag("path", d=grid, class_="ns-grid"), tag("g", *labels, text_anchor="end")]
 
 
 def _ends(points: Points, x_label: str, y_label: str) -> str:
@@ -91,9 +96,7 @@ def log_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Point
         return round(height - bottom - share * (height - top - bottom), 1)
 
     parts: list[Html] = []
-    for y in y_ticks:
-        parts.append(_line(left, down(y), width - right, down(y), "ns-grid"))
-        parts.append(_label(left - 7, down(y) + 4, _log_tick(y), "end"))
+    parts += _rows([(down(y), _log_tick(y)) for y in y_ticks], left, width - right)
     step = math.ceil(len(x_ticks) / 6)
     for x in x_ticks[::step]:
         parts.append(_label(across(x), height - bottom + 17, number(x), "middle"))
@@ -270,14 +273,9 @@ def _figure(
         aria_labelledby=f"{mark}t {mark}d",
         class_="ns-svg",
     )
-    keys = [tag("span", _key(index), " ", name, class_="ns-key") for index, name in enumerate(names)]
-    caption = tag("figcaption", tag("span", title, class_="ns-figure-title"), *keys)
+    keys = [tag("span", name, class_=f"ns-key ns-key--{index % 4}") for index, name in enumerate(names)]
+    caption = tag("figcaption", tag("span", title, class_="ns-figure-title"), join(keys, " "))
     return tag("figure", caption, picture, class_="ns-figure")
-
-
-def _key(index: int) -> Html:
-    line = tag("path", d="M1 6L27 6", class_=f"ns-series ns-series--{index % 4}")
-    return tag("svg", line, _marker(index, 14, 6), viewBox="0 0 28 12", class_="ns-key-line", aria_hidden="true")
 
 
 def _marker(index: int, x: float, y: float) -> Html:

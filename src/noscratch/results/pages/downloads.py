@@ -136,5 +136,7 @@ def _csv(rows: pa.Table) -> bytes:
 
 def _json(rows: pa.Table) -> bytes:
     """{"columns": [...], "rows": [[...], ...]}: a third of the size of a list of objects."""
-    lines = ",\n".join(json.dumps(list(row.values()), ensure_ascii=False) for row in rows.to_pylist())
+    lines = ",\n".join(
+        json.dumps(list(row.values()), ensure_ascii=False, separators=(",", ":")) for row in rows.to_pylist()
+    )
     return f'{{"columns": {json.dumps(rows.column_names)},\n"rows": [\n{lines}\n]}}\n'.encode()

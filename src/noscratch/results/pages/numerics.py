@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence, Measurement
-from noscratch.results.pages.markup import Cell, Html, Page, code, details, join, number, table, tag
+from noscratch.results.pages.markup import Cell, Column, Html, Page, Row, code, details, join, number, table, tag
 from noscratch.results.pages.performance import log_table, not_measured, provenance, sloped
 
+OTHERS = {"rms": "RMS", "allowed": "allowed"}
+# More curves than this have no style of their own.
+MOST_CURVES = 4
 GROWTH = "bench-error-growth"
 COMMAND = "python -m bench.error_growth --out reports/records/bench-error-growth"
 
@@ -193,7 +196,11 @@ def _errors(page: Page, measured: Measurement) -> None:
     for row in rows:
         groups.setdefault((row["kernel"], row["backend"], row["dtype"]), []).append(row)
     page.heading("Worst errors")
-    page.say("Against the reference form in float64, relative to its largest value, over every length measured.")
+    page.say(
+        "Of values against the formulas in extended precision, of gradients against float64, relative to the largest "
+        "value, over every length measured. Backend fast is this project's; plain is the kernel as its paper "
+        "writes it, in the same number format."
+    )
     page.add(provenance(measured))
     page.add(_worst(groups))
     page.heading("How errors grow with length")
@@ -201,37 +208,45 @@ def _errors(page: Page, measured: Measurement) -> None:
         "Both axes logarithmic. A slope near 0 is an error that does not grow, 0.5 a random walk of roundings, "
         "1 an error that adds up at every step."
     )
-    figures: dict[tuple[str, str], dict[str, charts.Points]] = {}
+    curves: dict[str, dict[tuple[str, str], charts.Points]] = {}
     for (kernel, backend, dtype), group in groups.items():
         points = sorted((float(row["length"]), float(row["max"])) for row in group)
-        figures.setdefault((kernel, dtype), {})[backend] = points
-    for kernel in dict.fromkeys(kernel for kernel, _ in figures):
-        page.heading(kernel, 3)
-        mine = {dtype: series for (name, dtype), series in figures.items() if name == kernel}
-        drawn = [charts.log_chart(dtype, "length", "error", sloped(series)) for dtype, series in mine.items()]
-        texts = [
-            log_table(f"{kernel}, {dtype}: worst relative error", "Length", series) for dtype, series in mine.items()
-        ]
+        curves.setdefault(kernel, {})[backend, dtype] = points
+    for name in dict.fromkeys(kernel.partition(",")[0] for kernel in curves):
+        page.heading(name, 3)
+        mine = {kernel: series for kernel, series in curves.items() if kernel.partition(",")[0] == name}
+        parts = [part for kernel, series in mine.items() for part in _split(kernel, series).items()]
+        drawn = [charts.log_chart(title, "length", "error", sloped(series)) for title, series in parts]
+        texts = [log_table(f"{title}: worst relative error", "Length", series) for title, series in parts]
         page.add(tag("div", *drawn, class_="ns-figures"), details("The figures as text", *texts))
 
 
+def _split(kernel: str, series: Mapping[tuple[str, str], charts.Points]) -> dict[str, dict[str, charts.Points]]:
+    """The curves of a kernel in one figure, or in one for each number format where they are too many."""
+    if len(series) <= MOST_CURVES:
+        return {kernel: {f"{dtype}, {backend}": points for (backend, dtype), points in series.items()}}
+    return {
+        f"{kernel}, {dtype}": {backend: points for (backend, of), points in series.items() if of == dtype}
+        for dtype in dict.fromkeys(dtype for _, dtype in series)
+    }
+
+
 def _worst(groups: Mapping[tuple[str, str, str], Rows]) -> Html:
-    optional = [name for name in ("rms", "allowed") if all(name in row for rows in groups.values() for row in rows)]
+    """Kernels and backends down, number formats across."""
+    formats = list(dict.fromkeys(dtype for *_, dtype in groups))
     lines = []
-    for (kernel, backend, dtype), rows in groups.items():
-        worst = max(rows, key=lambda row: float(row["max"]))
-        least, most = min(row["length"] for row in rows), max(row["length"] for row in rows)
-        lines.append(
-            (
-                kernel,
-                backend,
-                dtype,
-                tag("b", f"{worst['max']:.2g}"),
-                number(worst["length"]),
-                *(f"{worst[name]:.2g}" for name in optional),
-                f"{number(least)} to {number(most)}",
-            )
-        )
-    titles = {"rms": "RMS there", "allowed": "Allowed there"}
-    columns = ["Kernel", "Backend", "Number format", "Worst error", "at length", *(titles[name] for name in optional)]
-    return table([*columns, "Lengths"], lines, f"Worst error of {len(lines)} kernels, backends and number formats")
+    for kernel, backend in dict.fromkeys((kernel, backend) for kernel, backend, _ in groups):
+        cells = (_worst_cell(groups.get((kernel, backend, dtype), ())) for dtype in formats)
+        lines.append(Row([kernel, backend, *cells], {"kernel": [kernel.partition(",")[0]], "backend": [backend]}))
+    columns: list[Column | str] = ["Kernel", "Backend", *(Column(dtype, sort="number") for dtype in formats)]
+    caption = "Worst error by kernel, backend and number format, and the length at which it was found"
+    return table(columns, lines, caption, facets=["kernel", "backend"])
+
+
+def _worst_cell(rows: Rows) -> Cell:
+    if not rows:
+        return Cell("", key="")
+    worst = max(rows, key=lambda row: float(row["max"]))
+    others = [f"{name} {worst[column]:.2g}" for column, name in OTHERS.items() if column in worst]
+    about = tag("small", ", ".join([f"at {number(worst['length'])}", *others]))
+    return Cell(tag("span", tag("b", f"{worst['max']:.2g}"), about, class_="ns-stack"), key=worst["max"])

@@ -67,9 +67,10 @@ def group_page(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Page:
     if tier == "smoke":
         page.add(smoke_note())
     page.add(_seeds(evidence, group, runs))
+    told: dict[str, str] = {}
     for phase in PHASES:
         if having := [run for run in runs if phase in run.records]:
-            _phase(page, phase, having)
+            told = _phase(page, phase, having, told)
     page.heading("Redo it")
     page.say("The same command on the same plan gives the same bytes on the same kind of machine.")
     page.command("\n".join(f"noscratch run {record['address']}" for run in runs for record in run.records.values()))
@@ -105,15 +106,20 @@ def _seeds(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Html:
     return table(columns, rows, "One run a seed; nothing else differs")
 
 
-def _phase(page: Page, phase: str, runs: Sequence[Run]) -> None:
+def _phase(page: Page, phase: str, runs: Sequence[Run], told: Mapping[str, str]) -> dict[str, str]:
+    """Add a phase; of its settings those that differ from what was `told` of the one before. Returns its settings."""
     page.heading(PHASE_TITLES[phase])
     results = {run.cell.seed: run.records[phase]["result"] for run in runs if run.records[phase]["result"]}
     if results:
         rules = sorted({result["selection"]["rule"] for result in results.values()})
         page.say(f"Checkpoint kept: {'; '.join(rules)}.")
         page.add(_metrics(results), *_curves(runs, phase), _counts(results))
-    page.add(details("Settings", _settings([run.records[phase]["settings"] for run in runs])))
+    settings = _settings([run.records[phase]["settings"] for run in runs])
+    new = {name: value for name, value in settings.items() if told.get(name) != value}
+    title = "Settings that differ from self-pretraining" if told else "Settings"
+    page.add(details(title, listing(f"{name} = {value}" for name, value in new.items())))
     page.add(details("Provenance: addresses, code, records", *_provenance(runs, phase)))
+    return settings
 
 
 def _metrics(results: Mapping[int, Mapping[str, Any]]) -> Html:
@@ -177,13 +183,13 @@ def _curve_table(metric: str, splits: Mapping[str, Mapping[int, Sequence[tuple[f
     return table(["Step", *series], rows, f"{metric}, {part}")
 
 
-def _settings(every: Sequence[Mapping[str, Any]]) -> Html:
+def _settings(every: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Names and values; what differs between the runs (the seed) has each value."""
     values: dict[str, list[str]] = {}
     for settings in every:
         for name, value in _flat(settings):
             values.setdefault(name, []).append(_plain(value))
-    return listing(f"{name} = {', '.join(dict.fromkeys(of))}" for name, of in sorted(values.items()))
+    return {name: ", ".join(dict.fromkeys(of)) for name, of in sorted(values.items())}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
