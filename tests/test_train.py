@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from noscratch import backbones, data, flops, model, objectives, optim, train
+from noscratch import backbones, data, flops, model, objectives, optim, tasks, train
 from noscratch.checkpoint import CheckpointError
 from noscratch.errors import NoscratchError
 from noscratch.kernels import structured
@@ -346,7 +346,8 @@ def test_a_signal_saves_and_stops(
     ("phase", "backbone"), [("pretrain", "s4d"), ("finetune", "transformer")], ids=["pretrain", "finetune"]
 )
 def test_killed_at_random_instants_it_ends_with_the_same_bits(tmp_path: Path, phase: str, backbone: str) -> None:
-    prepared = tiny.write_task(tmp_path / "prepared", metrics=["accuracy"])  # the others import for a second
+    # Other metrics import for a second.
+    prepared = tiny.write_task(tmp_path / "prepared", metrics=["accuracy"], pairs=phase == "finetune")
     settings = (
         tiny.settings(phase, "masked", backbone, protocol="spt-masked", steps=25)
         if phase == "pretrain"
@@ -575,6 +576,45 @@ def test_pretraining_takes_the_texts_of_pairs_one_by_one(tmp_path: Path) -> None
         assert real_rows(split.batch(index)) == [texts[i] for i in index]
     result = run(tmp_path, tiny.settings("pretrain", "masked", protocol="spt-masked", steps=len(batches)), prepared)
     assert result["counts"]["tokens_real"] == sum(map(len, texts))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_a_task_writes_is_what_training_reads(tmp_path: Path, pairs: bool, channels: int) -> None:
+    inputs: Any = "pixels" if channels == 3 else "tokens"
+    pretraining = tasks.Pretraining(0.5, "l1" if channels == 3 else "cross-entropy")
+    spec = tasks.Spec("Toy", (), "classification", 2, ("accuracy",), inputs, pretraining, "none", pairs)
+    random = np.random.default_rng(0)
+
+    def texts(n: int) -> tuple[np.ndarray, np.ndarray]:
+        sizes = channels * random.integers(1, 9, n)
+        return random.integers(1, 9, sizes.sum()).astype(np.uint8), np.concatenate([[0], np.cumsum(sizes)])
+
+    def examples(name: str, n: int) -> tasks.Examples:
+        second = texts(n) if pairs else (None, None)
+        return tasks.Examples([f"{name}-{i}" for i in range(n)], *texts(n), np.arange(n) % 2, *second)
+
+    splits = {"train": [examples("a", 30), examples("b", 7)], "validation": examples("c", 5), "test": examples("d", 5)}
+    vocabulary = 256 if channels == 3 else 20
+    tasks.write(
+        tmp_path, "toy", spec, splits, vocabulary=vocabulary, eos=None, length=8, rule="none", channels=channels
+    )
+    split = data.Split(tmp_path, "train")
+    index = np.array([36, 0, 30, 29])
+    columns = [stored(tmp_path, column) for column in ("tokens", "second")[: 1 + pairs]]
+    assert real_rows(split.batch(index)) == [column[i] for column in columns for i in index]
+    for phase, objective in (("pretrain", "masked"), ("finetune", "classify")):
+        changes = {"protocol": "spt-masked", "steps": 2, "evaluate_every": 1}
+        run(tmp_path, tiny.settings(phase, objective, **changes), tmp_path, phase)
+
+
+def test_a_split_is_not_copied_into_memory(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path, inputs="pixels", length=100_000, sizes={"train": 50})
+    before = pa.total_allocated_bytes()
+    split = data.Split(prepared, "train")
+    first, second = stored(prepared, "tokens")[0], stored(prepared, "tokens")[49]
+    assert real_rows(split.batch(np.array([0, 49]))) == [first, second]
+    assert pa.total_allocated_bytes() - before < 100_000
 
 
 def test_a_position_of_a_colour_image_has_three_numbers(tmp_path: Path) -> None:

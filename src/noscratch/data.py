@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,20 +92,22 @@ class Split:
         columns = ("tokens", "second") if meta["pairs"] else ("tokens",)
         try:
             self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            lists = [self._table.column(column).combine_chunks() for column in columns]
+            # A file has several parts where it is large: joining them would copy it into memory.
+            parts = [self._table.column(column).chunks for column in columns]
             # to_numpy() would do the same and import pandas, which costs every process half a second.
-            texts = [(np.from_dlpack(text.offsets), np.from_dlpack(text.values)) for text in lists]
+            texts = [[(np.from_dlpack(part.offsets), np.from_dlpack(part.values)) for part in text] for text in parts]
             labels = np.from_dlpack(self._table.column("label").combine_chunks())
         except (OSError, KeyError, pa.ArrowException) as error:
             raise DataError(
                 f"A prepared split is an Arrow file with id, {', '.join(columns)} and label; reading {path} gave: "
                 f"{error}. Run `noscratch prepare` again."
             ) from error
-        self._texts: list[tuple[NDArray[Any], NDArray[Any]]] = texts
+        self._texts: list[list[tuple[NDArray[Any], NDArray[Any]]]] = texts
         self._labels: NDArray[Any] = labels
         self._channels: int = meta["channels"]
         self._rows = 1 if alone else len(texts)
-        sizes = np.concatenate([np.diff(offsets) for offsets, _ in texts]).astype(np.int64)
+        self._firsts = list(itertools.accumulate(map(len, parts[0][:-1]), initial=0))
+        sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for text in texts for offsets, _ in text)])
         if not len(sizes) or sizes.min() < 1:
             raise DataError(f"A split has examples, each of at least one token; {path} does not. Prepare it again.")
         self._lengths = sizes // self._channels
@@ -128,8 +132,9 @@ class Split:
         tokens: NDArray[np.int64] = np.zeros((len(sequences), longest * self._channels), np.int64)
         for row, sequence in enumerate(sequences):
             column, example = divmod(int(sequence), len(self._labels))
-            offsets, values = self._texts[column]
-            start, end = offsets[example], offsets[example + 1]
+            part = bisect.bisect_right(self._firsts, example) - 1
+            offsets, values = self._texts[column][part]
+            start, end = offsets[example - self._firsts[part] :][:2]
             tokens[row, : end - start] = values[start:end]
         if self._channels > 1:
             tokens = tokens.reshape(len(sequences), longest, self._channels)
