@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro test check serve proof laws install clean-env
+.PHONY: repro test check serve proof laws install
 
 repro: install  ## build everything of the tier that params.yaml names, then say what was built and what to open
 	@noscratch repro
@@ -25,7 +25,7 @@ check: install  ## lint, types, the plan, the site; changes nothing
 	mypy
 	snakemake --dry-run --quiet all
 	@test -d site/docs/generated || noscratch repro
-	mkdocs build --config-file site/mkdocs.yml --strict --site-dir $(CURDIR)/data/check-site
+	mkdocs build --config-file site/mkdocs.yml --strict --site-dir "$(CURDIR)/data/check-site"
 
 serve: install  ## the site at http://127.0.0.1:8000, rebuilt when a page changes
 	mkdocs serve --config-file site/mkdocs.yml --dev-addr 127.0.0.1:8000
@@ -37,7 +37,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "noscratch needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,dev]'
 	@touch $@
