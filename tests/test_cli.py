@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from checkout import Checkout, make_checkout
+from checkout import ROOT, Checkout, make_checkout
+from noscratch import cli
 from noscratch.cli import app
 
 
@@ -37,16 +42,19 @@ def test_no_arguments_show_help() -> None:
     assert "Usage" in CliRunner().invoke(app, []).output
 
 
-def test_outside_a_checkout(checkout: Checkout, tmp_path: Path) -> None:
-    done = Checkout(tmp_path).noscratch("plan", check=False, PYTHONPATH=str(checkout.root / "src"))
+@pytest.mark.parametrize("command", ["plan", "passport"])
+def test_outside_a_checkout(checkout: Checkout, tmp_path: Path, command: str) -> None:
+    done = Checkout(tmp_path).noscratch(command, check=False, PYTHONPATH=str(checkout.root / "src"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: Commands run in a checkout")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["run", "0123456789ab"], "has no job '0123456789ab'"),
+        (["plan", "--kind", "fintune"], "The kinds are fetch, prepare, pretrain, finetune; got 'fintune'"),
         (["view", "rwa"], "The views are raw, prepared, runs; got 'rwa'"),
         (["commit"], "DVC records only views of the present plan"),
         (["collect"], "record"),
@@ -57,6 +65,50 @@ def test_mistakes_are_one_message(checkout: Checkout, arguments: list[str], said
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_disk_that_refuses_is_one_message(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number), "data/.lock")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert os.strerror(number) in said
+    assert "'data/.lock'. Make it writable, or free some space" in said
+
+
+def test_gc_keeps_the_results_of_other_tiers(checkout: Checkout, tmp_path: Path) -> None:
+    mine = checkout.clone(tmp_path / "clone")
+    address = mine.noscratch("plan", "--kind", "prepare").stdout.splitlines()[1].split()[0]
+    mine.noscratch("run", address)
+    kept = mine.jobs()
+    mine.edit("params.yaml", "tier: smoke", "tier: mini")
+    mine.noscratch("gc")
+    assert mine.jobs() == kept
+    mine.edit("params.yaml", "train: 48", "train: 47")
+    mine.noscratch("gc")
+    assert mine.jobs() == []
+
+
+def test_make_completes_an_environment_whose_making_was_interrupted(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$@" >> calls\n[ "$2" != venv ] || { mkdir -p .venv/bin; cp "$0" .venv/bin/python; }\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / ".venv").mkdir()
+    for _ in range(2):
+        subprocess.run(["make", "--silent", "PYTHON=./python", "install"], cwd=tmp_path, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum(call == "-m venv .venv" for call in calls) == 1
+    assert sum("torch==2.13.0" in call for call in calls) == 1
 
 
 def test_a_wrong_setting_stops_before_any_work(checkout: Checkout, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from noscratch import backbones, code, params, yaml_reader
 from noscratch.errors import NoscratchError
-from noscratch.plan import BASELINES, PRETRAINING, SEEDED_BASELINES, Job, Plan, cells
+from noscratch.plan import BASELINES, PRETRAINING, SEEDED_BASELINES, Job, Plan, cells, read_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -216,6 +216,20 @@ def test_a_variant_names_its_source_and_may_take_a_part(settings: dict[str, Any]
     settings["tasks"]["image-jpeg"] = {"source": "cifar11"}
     with pytest.raises(NoscratchError, match="'cifar11'"):
         jobs(settings)
+
+
+def test_an_override_gives_what_the_section_would(settings: dict[str, Any], package: Path) -> None:
+    settings["tiers"]["smoke"]["finetune"] = {**settings["tiers"]["smoke"]["finetune"], "steps": 100, "lr": 1}
+    before = jobs(settings)
+    settings["tiers"]["smoke"]["overrides"] = [{"finetune": {"steps": 1e2, "lr": 1}}]
+    assert moved(before, jobs(settings)) == set()
+
+
+def test_a_plan_without_cells_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "tests/tiny/params.yaml").read_text()
+    (tmp_path / params.FILE).write_text(text.replace("  listops: {}\n  cola: {}\n", "  sst2: {}\n"))
+    with pytest.raises(NoscratchError, match=r"at least one cell; in params.yaml the grid of tier smoke"):
+        read_plan(tmp_path)
 
 
 def test_the_plan_imports_no_torch() -> None:

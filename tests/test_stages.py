@@ -166,6 +166,12 @@ def test_a_source_that_fails_at_run_time_is_blocked_until_the_next_look(
     assert availability.refresh(store, plan) == {"cola": "available"}, "looked for again"
 
 
+def test_a_damaged_availability_is_looked_for_again(store: Store, plan: Plan) -> None:
+    states = availability.refresh(store, plan)
+    (store.data / "availability.json").write_text('{"cola": "avail')
+    assert availability.read(store, plan) == states
+
+
 def test_availability_is_rewritten_only_when_it_changes(store: Store, plan: Plan) -> None:
     availability.refresh(store, plan)
     path = store.data / "availability.json"

@@ -17,7 +17,7 @@ import pytest
 from noscratch.errors import NoscratchError
 from noscratch.plan import VIEWS, Job
 from noscratch.record import blocked_record, write_record
-from noscratch.store import RECORD, Store, difference, expected, make_view, sha256_of, sync
+from noscratch.store import RECORD, Store, difference, expected, make_view, read_record, sha256_of, sync
 
 
 def job(kind: str, label: str, needs: Mapping[str, str] | None = None, **settings: object) -> Job:
@@ -134,6 +134,57 @@ def test_killed_is_never_mistaken_for_done(store: Store, when: str) -> None:
     assert len(store.leftovers()) == 1
     publish(store, what)
     assert store.has(what)
+
+
+def _make_view_for_ever(root: Path, *jobs: Job) -> None:
+    store, rename = Store(root), os.rename
+
+    def first_only(source: Path, target: Path) -> None:
+        rename(source, target)
+        (root / "ready").touch()
+        time.sleep(60)
+
+    os.rename = first_only  # type: ignore[assignment]
+    show(store, *jobs)
+
+
+def test_a_view_killed_between_its_renames_is_made_again(store: Store) -> None:
+    a, b = job("fetch", "a"), job("fetch", "b")
+    publish(store, a)
+    publish(store, b)
+    show(store, a)
+    child = multiprocessing.get_context("fork").Process(target=_make_view_for_ever, args=(store.root, a, b))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not (store.root / "ready").exists():
+        assert time.monotonic() < deadline, "the child did not get to its rename"
+        time.sleep(0.01)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    assert wrong(store, a, b) == "data/raw is not there"
+    assert {path.name.rpartition("-")[0] for path in store.leftovers()} == {".tmp-aside-raw", ".tmp-view-raw"}
+    assert show(store, a, b)
+    assert wrong(store, a, b) is None
+
+
+def test_what_no_plan_names_is_found(store: Store) -> None:
+    a, b, c = job("fetch", "a"), job("fetch", "b"), job("fetch", "c")
+    for what in (a, b, c):
+        publish(store, what)
+    for what in (a, c):
+        (store.data / "checkpoints" / what.name).mkdir(parents=True)
+    plans = [FakePlan(a), FakePlan(b)]
+    assert store.unnamed(plans) == [store.data / "checkpoints" / c.name, store.path(c)]  # type: ignore[arg-type]
+
+
+def test_a_damaged_record_is_explained(store: Store) -> None:
+    a = job("fetch", "a")
+    publish(store, a)
+    record = store.path(a) / RECORD
+    record.chmod(0o644)
+    record.write_bytes(record.read_bytes()[:40])
+    with pytest.raises(NoscratchError, match=r"record.json: .* damaged .*Remove its folder"):
+        read_record(store.path(a))
 
 
 def test_blocked_is_shown_and_kept_nowhere(store: Store) -> None:

@@ -33,10 +33,13 @@ def refresh(store: Store, plan: Plan, network: bool | None = None) -> dict[str, 
 
 
 def read(store: Store, plan: Plan) -> dict[str, str]:
-    """What was found at the last look; looks when there was none, or when it was for other sources."""
+    """What was found at the last look; looks when there was none, it cannot be read, or it was for other sources."""
     path = _file(store)
     if path.is_file():
-        states: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            states: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # cut short by a crash of the host
+            return refresh(store, plan)
         if states.keys() == {job.label for job in plan.of("fetch")}:
             return states
     return refresh(store, plan)

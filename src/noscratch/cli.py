@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from rich.table import Table
 from noscratch import availability
 from noscratch.errors import NoscratchError
 from noscratch.locks import only_run
-from noscratch.plan import VIEWS, Plan, read_plan
+from noscratch.plan import KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
@@ -44,12 +45,20 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Entry point: a NoscratchError becomes one message and exit code 1."""
+    """Entry point: a NoscratchError, or a disk that refuses, becomes one message and exit code 1."""
     try:
         app()
     except NoscratchError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(EXIT_ERROR)
+        message = str(error)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"Commands write into the checkout; that gave: {error}. Make it writable, or free some space, and "
+        message += "run the same command again."
+    else:
+        return
+    err.print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(EXIT_ERROR)
 
 
 def _checkout() -> tuple[Store, Plan]:
@@ -79,6 +88,8 @@ def plan(
 
     Example: noscratch plan --kind finetune
     """
+    if kind not in (None, *KINDS):
+        raise NoscratchError(f"The kinds are {', '.join(KINDS)}; got {kind!r}. Name one of them.")
     store, the_plan = _checkout()
     states = _states(store, the_plan)
     table = Table("address", "kind", "job", "state", box=None, pad_edge=False)
@@ -395,7 +406,8 @@ def passport(
     """
     from noscratch.passport import check
 
-    report = check(device, Store(Path.cwd()).data / "passports")
+    store, _ = _checkout()
+    report = check(device, store.data / "passports")
     table = Table("kernel", "backend", "dtype", "worst", "rms", "allowed", box=None, pad_edge=False)
     for kernel, backends in report["worst"].items():
         for backend, dtypes in backends.items():
@@ -407,13 +419,17 @@ def passport(
 
 @app.command()
 def gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False) -> None:
-    """Remove from the store what the present plan does not name, and what killed jobs left.
+    """Remove results and checkpoints that no tier of params.yaml names, and what killed jobs left.
 
     Example: noscratch gc --dry-run
     """
     store, the_plan = _checkout()
     with only_run(store.data):
-        for path in [*store.leftovers(), *store.unnamed(the_plan)]:
+        for path in [*store.leftovers(), *store.unnamed(plans_of_all_tiers(the_plan.params))]:
             out.print(f"{'would remove' if dry_run else 'removed'} {path.relative_to(store.root)}")
-            if not dry_run:
+            if dry_run:
+                continue
+            if path.is_dir():
                 shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -17,7 +17,17 @@ from typing import Any
 
 from noscratch import code
 from noscratch.errors import NoscratchError
-from noscratch.params import PROTOCOLS, Params, Selector, TierParams, backbone_module, load, task_module
+from noscratch.params import (
+    PROTOCOLS,
+    Model,
+    Params,
+    Selector,
+    TierParams,
+    Train,
+    backbone_module,
+    load,
+    task_module,
+)
 from noscratch.sources import PARTIAL
 from noscratch.sources.registry import SOURCES
 
@@ -178,15 +188,15 @@ class Plan:
     def _settings(self, cell: Cell, phase: str, objective: str) -> dict[str, Any]:
         """All that one training job is told; see train.run."""
         tier = self.params.tier
-        model, train = tier.model.model_dump(), getattr(tier, phase).model_dump()
+        model, train = tier.model, getattr(tier, phase)
         for override in tier.overrides:
             if (
                 _selects(override.tasks, cell.task)
                 and _selects(override.backbones, cell.backbone)
                 and _selects(override.protocols, cell.protocol)
             ):
-                model |= override.model
-                train |= getattr(override, phase)
+                model = Model.model_validate(model.model_dump() | override.model)
+                train = Train.model_validate(train.model_dump() | getattr(override, phase))
         return {
             "phase": phase,
             "objective": objective,
@@ -196,8 +206,8 @@ class Plan:
             "protocol": cell.protocol,
             "seed": cell.seed,
             "backbone_config": self.params.backbones[cell.backbone],
-            "model": model,
-            "train": train,
+            "model": model.model_dump(),
+            "train": train.model_dump(),
             "dtype": self.params.run.dtype,
             "threads": self.params.run.threads,
             "backend": resolved_backend(self.params.run.backend),
@@ -244,5 +254,18 @@ def baseline_cells(params: Params) -> list[Cell]:
 
 
 def read_plan(root: Path) -> Plan:
-    """The plan that params.yaml in `root` and the present code make."""
-    return Plan(load(root))
+    """The plan that params.yaml in `root` and the present code make; NoscratchError when it names no cell."""
+    plan = Plan(load(root))
+    if not plan.jobs:
+        raise NoscratchError(
+            f"A plan has at least one cell; in params.yaml the grid of tier {plan.params.run.tier} names no task and "
+            "backbone that stand under tasks and backbones. Add a line there or to the grid."
+        )
+    return plan
+
+
+def plans_of_all_tiers(params: Params) -> list[Plan]:
+    """What each tier would plan: results of one tier are kept while another is at work."""
+    return [
+        Plan(params.model_copy(update={"run": params.run.model_copy(update={"tier": tier})})) for tier in params.tiers
+    ]

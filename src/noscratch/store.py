@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,15 @@ def as_json(value: object) -> bytes:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a finished job."""
-    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    """The record of a finished job; NoscratchError when it is not what was written."""
+    path = folder / RECORD
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NoscratchError(
+            f"{path}: a record is the JSON that its job wrote; this file is damaged ({error}). Remove its folder and "
+            "run the same command: the job runs again."
+        ) from error
 
 
 @contextmanager
@@ -53,8 +60,7 @@ def full_disk_explained(what: str) -> Iterator[None]:
             raise
         raise NoscratchError(
             f"{what} needs disk space and there is none left ({error.strerror}). Nothing half-written was kept: "
-            f"free some space "
-            "(`noscratch gc` removes what no plan names) and run the same command again."
+            "free some space (`noscratch gc` removes what no tier names) and run the same command again."
         ) from error
 
 
@@ -108,17 +114,18 @@ class Store:
         _sync_folder(self.folder)
 
     def leftovers(self) -> list[Path]:
-        """What killed jobs left: temporary folders of dead processes, and final folders without a record."""
-        found = [path for path in self.folder.glob(".tmp-*") if not _alive(path.name.rpartition("-")[2])]
+        """What killed processes left: their temporary files and folders, and final folders without a record."""
+        temporary = [*self.folder.glob(".tmp-*"), *self.data.glob(".tmp-*")]
+        found = [path for path in temporary if not _alive(path.name.rpartition("-")[2])]
         found += [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir() and not (path / RECORD).is_file()]
         return sorted(found)
 
-    def unnamed(self, plan: Plan) -> list[Path]:
-        """Finished results that the plan does not name."""
-        named = {job.name for job in plan.jobs.values()}
-        return sorted(
-            path for path in self.folder.glob("[0-9a-f]*") if (path / RECORD).is_file() and path.name not in named
-        )
+    def unnamed(self, plans: Iterable[Plan]) -> list[Path]:
+        """Finished results, and checkpoints of unfinished ones, that no plan names."""
+        named = {job.name for plan in plans for job in plan.jobs.values()}
+        found = [path for path in self.folder.glob("[0-9a-f]*") if (path / RECORD).is_file()]
+        found += (self.data / "checkpoints").glob("[0-9a-f]*")
+        return sorted(path for path in found if path.name not in named)
 
 
 def _alive(pid: str) -> bool:
