@@ -253,6 +253,9 @@ def task_detail(evidence: Evidence, task: str) -> Page:
 def _task_results(page: Page, evidence: Evidence, task: str) -> None:
     page.heading("Results")
     groups = [group for group in evidence.groups if group[1] == task]
+    if not groups:
+        page.say("The present plan has no run of this task.")
+        return
     for tier in (tier for tier in evidence.tiers if any(group[0] == tier for group in groups)):
         if tier == "smoke":
             page.add(smoke_note())

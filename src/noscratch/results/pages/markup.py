@@ -17,6 +17,8 @@ from html import escape
 PERCENT = ("accuracy", "f1")
 # Elements of SVG that close themselves when they are empty.
 SHAPES = ("circle", "line", "path", "rect")
+# A fact of more characters takes two columns.
+LONG_FACT = 60
 SMOKE = "smoke: proof that the machine works, never evidence"
 
 
@@ -142,7 +144,11 @@ def chip(state: str) -> Html:
 def facts(rows: Mapping[str, object] | Sequence[tuple[str, object]]) -> Html:
     """Names and values, one under another."""
     pairs = rows.items() if isinstance(rows, Mapping) else rows
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="ns-facts")
+    lines = []
+    for name, value in pairs:
+        long = len(re.sub(r"<[^>]*>", "", text(value))) > LONG_FACT
+        lines.append(tag("div", tag("dt", name), tag("dd", value), class_="ns-long" if long else None))
+    return tag("dl", *lines, class_="ns-facts")
 
 
 @dataclass(frozen=True)
