@@ -20,7 +20,7 @@ from rich.table import Table
 from noscratch import availability
 from noscratch.errors import NoscratchError
 from noscratch.locks import only_run
-from noscratch.plan import KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
+from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
@@ -28,6 +28,7 @@ from noscratch.store import PROVENANCE, Store, difference, expected, make_view, 
 
 # What an exit code means to a script or a scheduler.
 EXIT_ERROR = 1
+SUBMISSION = "submission.parquet"  # a run's predictions of GLUE's hidden test sets
 EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped at a checkpoint; the same command goes on from there
 
 app = typer.Typer(
@@ -394,6 +395,67 @@ def _summary(store: Store, the_plan: Plan) -> None:
         out.print(escape(line))
     out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")
     out.print("open      public/index.html")
+
+
+@app.command()
+def baseline(
+    task: Annotated[str, typer.Argument(help="A task of the plan, such as listops.")],
+    network: Annotated[bool, typer.Option("--network", help="Download the task's source if need be.")] = False,
+) -> None:
+    """Fit the cheapest honest models of a task (majority, bag of tokens, a small CNN on images) and print their scores.
+
+    Example: noscratch baseline listops
+    """
+    from noscratch.stages import run_job
+
+    store, the_plan = _checkout()
+    rows = [(j, j.cell) for j in the_plan.of("finetune") if j.cell and j.cell.task == task]
+    rows = [(job, cell) for job, cell in rows if cell.backbone in BASELINES]
+    if not rows:
+        known = dict.fromkeys(job.label for job in the_plan.of("prepare"))
+        raise NoscratchError(f"The tasks of the plan are {', '.join(known)}; got {task!r}. Name one of them.")
+    for row, cell in rows:
+        for job in the_plan.with_needs(row):
+            run_job(store, the_plan, job, network=network or None)
+        result = read_record(store.path(row))["result"]
+        for metric, value in result["metrics"]["test"].items():
+            out.print(
+                f"{cell.backbone:9} seed {cell.seed}  test {metric:9} {value:.4f}  "
+                f"(n = {result['examples']['test']}, {cell.tier} tier)"
+            )
+
+
+@app.command()
+def submission(
+    folder: Annotated[Path, typer.Argument(help="Where the eleven files are written.")],
+    backbone: Annotated[str, typer.Option(help="Whose predictions.")] = "transformer",
+    protocol: Annotated[str, typer.Option(help="How it was trained.")] = "spt-masked",
+    seed: Annotated[int, typer.Option(help="Which run.")] = 0,
+) -> None:
+    """Write the eleven files of a GLUE submission from the stored predictions of finished runs.
+
+    Example: noscratch submission glue/ --backbone s4d --protocol scratch
+    """
+    from noscratch.submission import TASKS, write
+
+    store, the_plan = _checkout()
+    runs = {
+        (cell.task, cell.backbone, cell.protocol, cell.seed): store.path(job) / SUBMISSION
+        for job in the_plan.of("finetune")
+        if (cell := job.cell)
+    }
+    predictions = {}
+    for task in TASKS:
+        path = runs.get((task, backbone, protocol, seed))
+        if path is None or not path.is_file():
+            raise NoscratchError(
+                f"A submission takes one finished run for each of {', '.join(TASKS)}; there is none of {task} by "
+                f"{backbone}, {protocol}, seed {seed}. Run its cell (`noscratch plan --kind finetune`), then this "
+                f"again."
+            )
+        predictions[task] = path
+    for name, rows in write(predictions, folder).items():
+        out.print(f"{name}: {rows} rows")
 
 
 @app.command()

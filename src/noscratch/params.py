@@ -27,7 +27,8 @@ Tier = Literal["smoke", "mini", "paper"]
 Protocol = Literal["scratch", "spt-masked", "spt-causal"]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Selector = Literal["all"] | tuple[str, ...]
+# all; plain (the names without a hyphen: no variants); or a list of names
+Selector = Literal["all", "plain"] | tuple[str, ...]
 
 
 class ParamsError(NoscratchError):
@@ -197,7 +198,7 @@ def _mistakes(params: Params) -> Iterable[str]:
                 ("backbone", block.backbones, known_backbones),
                 ("protocol", block.protocols, PROTOCOLS),
             ):
-                for name in () if selector == "all" else selector:
+                for name in () if isinstance(selector, str) else selector:
                     if (name if kind == "protocol" else name.partition("-")[0]) not in known:
                         yield unknown(f"{place}.{kind}s", kind, name, known)
         for i, override in enumerate(settings.overrides):

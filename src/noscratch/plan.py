@@ -121,6 +121,11 @@ class Plan:
                 "See `noscratch plan`; if settings or code changed since, run `snakemake all` again."
             ) from None
 
+    def with_needs(self, job: Job) -> list[Job]:
+        """A job after all the jobs that it needs, directly or not."""
+        found = {need.address: need for address in job.needs.values() for need in self.with_needs(self[address])}
+        return [*found.values(), job]
+
     def of(self, *kinds: str) -> list[Job]:
         """The jobs of some kinds, in plan order."""
         return [job for job in self.jobs.values() if job.kind in kinds]
@@ -220,7 +225,7 @@ def resolved_backend(backend: str) -> str:
 
 
 def _selects(selector: Selector, name: str) -> bool:
-    return selector == "all" or name in selector
+    return selector == "all" or (selector == "plain" and "-" not in name) or name in selector
 
 
 def cells(params: Params) -> list[Cell]:
