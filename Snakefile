@@ -1,12 +1,13 @@
-"""How each file is made: one rule per kind of job, then the views, reports and the site.
+"""How each file is made: one rule per kind of job, then the views; reports and the site last (`noscratch commit`).
 
 The plan (src/noscratch/plan.py) names the jobs; a job's only output is the record of its store entry, which one rename
 publishes whole. So existence means complete and up to date (profiles/default: rerun-triggers mtime, and every input is
-ancient), and nothing is re-run after `git clone`, `dvc pull` or `touch`. Views and reports have no declared output:
-their rules always run and are idempotent.
+ancient), and nothing is re-run after `git clone`, `dvc pull` or `touch`. Views have no declared output: their rules
+always run and are idempotent.
 """
 
 import os
+import shlex
 import sys
 
 from noscratch import availability
@@ -16,10 +17,16 @@ from noscratch.plan import KINDS, VIEWS, read_plan
 from noscratch.store import Store
 
 STORE, PLAN = Store(Path.cwd()), read_plan(Path.cwd())
-NOSCRATCH = f"{sys.executable} -m noscratch"
+NOSCRATCH = f"{shlex.quote(sys.executable)} -m noscratch"
+# --jobs is given for a cluster, --cores for this host, neither where a graph is only drawn.
+ON_CLUSTER = workflow.resource_settings.nodes is not None
+WORKS = ON_CLUSTER or workflow.resource_settings.cores is not None
 GPUS = gpu_count() if PLAN.params.run.device != "cpu" else 0
 
-if workflow.is_main_process and not workflow.dryrun:
+if GPUS and not ON_CLUSTER and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", GPUS)
+
+if workflow.is_main_process and WORKS and not workflow.output_settings.dryrun:
     # One run at a time: the lock lives as long as this process. Sources come first (a cluster's nodes often have no
     # network), so that the graph holds only jobs that can run; what waits on a blocked source is shown in the views.
     LOCK = only_run(STORE.data)
@@ -67,8 +74,7 @@ rule all:
     input:
         shown_in(*VIEWS),
     shell:
-        f"{NOSCRATCH} view raw prepared runs && {NOSCRATCH} collect && {NOSCRATCH} judge"
-        f" && {NOSCRATCH} publish && {NOSCRATCH} site"
+        f"{NOSCRATCH} view raw prepared runs"
 
 
 for kind in KINDS:
@@ -84,10 +90,18 @@ for kind in KINDS:
             "data/logs/{address}-" + kind + "-{label}.log",
         threads: PLAN.params.run.threads
         resources:
-            gpu=1 if GPUS and kind in VIEWS["runs"] else 0,
+            # The host that hands jobs to a cluster often has no GPU of its own.
+            gpu=(
+                1
+                if kind in VIEWS["runs"]
+                and (GPUS or ON_CLUSTER and PLAN.params.run.device != "cpu")
+                else 0
+            ),
             mem_mb=lambda wildcards, attempt: 4000 * attempt,
         shell:
-            NOSCRATCH + " run {wildcards.address} > {log} 2>&1"
+            NOSCRATCH
+            + " run {wildcards.address} > {log} 2>&1"
+            + " || {{ code=$?; tail -n 20 {log} >&2; exit $code; }}"
 
 
 rule raw:
@@ -111,6 +125,7 @@ rule runs:
         f"{NOSCRATCH} view runs"
 
 
+# Reports, site and the record for DVC.
 onsuccess:
     if "DVC_ROOT" not in os.environ and set(workflow.dag_settings.targets) <= {
         "all"

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("src", "profiles", "claims", "site", ".dvc/config", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml")
+PARTS = (
+    "src",
+    "profiles",
+    "claims",
+    "site",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+    "CITATION.cff",
+    "Snakefile",
+    "dvc.yaml",
+)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,15 @@ def test_commit_makes_the_reports_of_what_it_records(by_dvc: Checkout, tmp_path:
     assert (checkout.root / "reports/verdicts.parquet").read_bytes() != table, "verdicts of a removed paper recorded"
 
 
+def test_a_job_that_fails_says_why(by_dvc: Checkout, tmp_path: Path) -> None:
+    clone = by_dvc.clone(tmp_path / "clone")
+    clone.edit("params.yaml", "listops: {train: 48", "listops: {train: -48")
+    done = clone.snakemake("prepared", check=False)
+    assert done.returncode == 1
+    assert "error: ListOps needs" in done.stderr
+    assert clone.jobs() == []
+
+
 def test_ctrl_c_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path) -> None:
     checkout = by_dvc.clone(tmp_path / "clone")
     program = "import os, sys; from noscratch.cli import main; sys.argv = ['noscratch', 'repro']; main()"
@@ -158,7 +167,7 @@ def test_ctrl_c_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path) -> None
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(120) == 130
     assert not _alive_in(process.pid), "a child goes on"
-    assert not list((checkout.root / "data/store").iterdir()), "a stopped job left something"
+    assert not list((checkout.root / "data").glob("store/*")), "a stopped job left something"
 
 
 def _alive_in(session: int) -> list[str]:
