@@ -164,9 +164,9 @@ def test_adding_a_backbone_adds_only_its_jobs(settings: dict[str, Any], package:
 def test_a_variant_shares_its_file(settings: dict[str, Any], package: Path) -> None:
     settings["backbones"]["s4d-inv"] = {"init": "inv"}
     after = jobs(settings)
-    variant = after["finetune smoke-listops-s4d-inv-scratch-seed0"]
+    variant = after["finetune smoke-listops-s4d-inv-spt-masked-seed0"]
     assert "noscratch.backbones.s4d" in variant.modules
-    assert variant.address != after["finetune smoke-listops-s4d-scratch-seed0"].address
+    assert variant.address != after["finetune smoke-listops-s4d-spt-masked-seed0"].address
 
 
 def test_tiers_share_raw_data_and_nothing_else(settings: dict[str, Any], package: Path) -> None:
