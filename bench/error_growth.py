@@ -86,6 +86,10 @@ def state_space(_: int) -> tuple[Tensor, ...]:
     return STEPS, poles(HARDLY), complexes(1, 2, 16), complexes(3, 2, 16)
 
 
+def dss_parameters(damping: Sequence[float], _: int) -> tuple[Tensor, ...]:
+    return STEPS, poles(damping), complexes(5, 2, 16)
+
+
 # ---------------------------------------------------------------- truth
 
 
@@ -215,6 +219,10 @@ def s4d(method: str, length: int, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -
     return ssm.s4d_kernel(dt, A, B, C, length, method)
 
 
+def dss(variant: str, length: int, dt: Tensor, Lambda: Tensor, W: Tensor) -> Tensor:
+    return ssm.dss_kernel(dt, Lambda, W, length, variant)
+
+
 def plain_s4d(length: int, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     z = dt[:, None] * A
     return 2 * plain.diagonal_taps(z, (C * B * (torch.exp(z) - 1) / A)[None], length)[0]
@@ -239,8 +247,8 @@ def cases() -> list[Case]:
     found += [
         Case(
             f"ssm.dss_kernel, {variant}",
-            lambda L, damping=damping: (STEPS, poles(damping), complexes(5, 2, 16)),
-            lambda L, dt, A, W, variant=variant: ssm.dss_kernel(dt, A, W, L, variant),
+            partial(dss_parameters, damping),
+            partial(dss, variant),
             dss_truth(variant),
         )
         for variant, damping in (("exp", HARDLY), ("softmax", DAMPED))

@@ -327,3 +327,13 @@ def test_golden_sgconv(vectors: Callable[[str], dict[str, Any]], backend: str, d
 def test_sgconv_longer_than_its_segments_is_an_error() -> None:
     with pytest.raises(KernelError, match="3 segments of 4 taps make 1 to 16 taps; got length 17"):
         sgconv_kernel(torch.ones(3, 1, 4), 2.0, 17)
+
+
+@pytest.mark.parametrize("positions_first", [True, False])
+def test_the_gradient_lies_in_memory_as_the_input(positions_first: bool) -> None:
+    """Elementwise steps of two layouts at once are 20 times slower than of one."""
+    leaf = torch.randn((2, 9, 3) if positions_first else (2, 3, 9), requires_grad=True)
+    u = leaf.transpose(1, 2) if positions_first else leaf
+    y = long_conv(u, torch.randn(3, 9))
+    (grad,) = torch.autograd.grad(y, u, torch.randn(2, 3, 9))
+    assert grad.stride() == u.stride()

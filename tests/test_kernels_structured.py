@@ -70,6 +70,25 @@ def test_linear_is_a_sum_of_products(data: st.DataObject, dtype: torch.dtype, se
         assert_close(linear(x, w, backend=backend) + b, got[0], tolerance(dtype, i), scales[0])
 
 
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize(("batch", "rows", "i", "o"), [(3, 256, 4, 7), (1, 300, 7, 4), (2, 1201, 5, 5), (2, 7, 3, 3)])
+def test_linear_of_many_rows_in_either_layout(batch: int, rows: int, i: int, o: int, channels_first: bool) -> None:
+    """Values and gradients; what lies channels first in memory has a gradient that does, too, unless it is short."""
+    shape = (batch, i, rows) if channels_first else (batch, rows, i)
+    leaf, w, b, g = (torch.randn(*size) for size in (shape, (o, i), (o,), (batch, rows, o)))
+
+    def apply(leaf: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        x = leaf.transpose(1, 2) if channels_first else leaf
+        return linear(x, w, b) if x.dtype == torch.float32 else (x.unsqueeze(-2) * w).sum(-1) + b
+
+    got, want = run(apply, (leaf, w, b), g), run(apply, [wide(t) for t in (leaf, w, b)], wide(g))
+    scales = (norm(leaf) * norm(w) + norm(b), norm(g) * norm(w), norm(g) * norm(leaf), norm(g) * (batch * rows) ** 0.5)
+    for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
+        assert_close(j, k, tolerance(torch.float32, batch * rows), scale, name)
+    assert got[0].is_contiguous()
+    assert got[1].is_contiguous() or rows < structured.ROWS // 4
+
+
 @pytest.mark.parametrize("backend", structured.LINEAR_BACKENDS)
 def test_linear_follows_autocast(backend: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -130,6 +130,7 @@ class _CircularConv(torch.autograd.Function):
                 saved.append(U)
         ctx.save_for_backward(spectrum, *saved)
         ctx.n, ctx.taps, ctx.dtype = n, kernel.shape[-1], kernel.dtype
+        ctx.positions_first = u.stride(1) == 1 and u.stride(2) > 1
         return y
 
     @staticmethod
@@ -137,7 +138,12 @@ class _CircularConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         spectrum, *saved = ctx.saved_tensors
         needs_u, needs_kernel, _ = ctx.needs_input_grad
-        grad_u = torch.empty_like(grad, memory_format=torch.contiguous_format) if needs_u else None
+        grad_u = None
+        if needs_u:  # lies in memory as u does: elementwise steps before this one are slow where the two differ
+            batch, H, L = grad.shape
+            shape = (batch, L, H) if ctx.positions_first else (batch, H, L)
+            grad_u = grad.new_empty(shape)
+            grad_u = grad_u.transpose(1, 2) if ctx.positions_first else grad_u
         total = torch.zeros_like(spectrum) if needs_kernel else None  # sum over the batch of conj(dL/dspectrum)
         for i, (b, h) in enumerate(_blocks(grad)):
             G = torch.fft.rfft(grad[b, h].to(ctx.dtype), n=ctx.n).conj_physical_()

@@ -6,7 +6,7 @@ The reference form of a structured map multiplies by its dense matrix, `dense_of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from noscratch.kernels import KernelError, resolve
 STRUCTURED_BACKENDS = ("reference", "fast")
 LINEAR_BACKENDS = ("reference", "fast")
 
+ROWS = 1024  # of two operands whose rows are summed over; longer sums run up to twice as slow
+
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """y = w x + b: x (..., in), w (out, in), b (out,) -> (..., out).
@@ -30,7 +32,8 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, backend: str = "aut
     if x.shape[-1] != w.shape[1]:
         raise KernelError(f"linear with this weight takes {w.shape[1]} features; got {x.shape[-1]}.")
     if chosen == "fast" and _suits_onednn(x, w):
-        y: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), w, b)
+        form = _ChannelsFirst if _is_channels_first(x) else _OneDNN
+        y: Tensor = form.apply(x if form is _ChannelsFirst else x.reshape(-1, x.shape[-1]), w, b)
         return y.view(*x.shape[:-1], w.shape[0])
     return functional.linear(x, w, b)
 
@@ -59,11 +62,49 @@ class _OneDNN(torch.autograd.Function):
         x, w = ctx.saved_tensors
         needs_x, needs_w, needs_b = ctx.needs_input_grad
         grad = grad.contiguous()
+        pairs = zip(grad.split(ROWS), x.split(ROWS), strict=True)
         return (
             _onednn(grad, w.T, None) if needs_x else None,
-            _onednn(grad.T, x.T, None) if needs_w else None,
+            _grad_weight((g.T, piece.T) for g, piece in pairs) if needs_w else None,
             grad.sum(0) if needs_b else None,
         )
+
+
+class _ChannelsFirst(torch.autograd.Function):
+    """The same for x (batch, rows, in) that lies in memory as (batch, in, rows), as convolutions leave it: no copy of
+    it is made, and its gradient lies as it does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        w = w.contiguous()
+        ctx.save_for_backward(x, w)
+        return torch.stack([_onednn(rows, w, b) for rows in x])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, needs_b = ctx.needs_input_grad
+        grad = grad.contiguous()
+        return (
+            torch.stack([_onednn(w.T, g, None) for g in grad]).transpose(1, 2) if needs_x else None,
+            _grad_weight((g.T, rows.T) for g, rows in zip(grad, x, strict=True)) if needs_w else None,
+            grad.sum((0, 1)) if needs_b else None,
+        )
+
+
+def _is_channels_first(x: Tensor) -> bool:
+    return x.ndim == 3 and not x.is_contiguous() and x.shape[1] >= ROWS // 4 and x.transpose(1, 2).is_contiguous()
+
+
+def _grad_weight(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum of g x^T, (out, in), over pairs g (out, rows), x (in, rows). It is faster with the narrower one first."""
+    total: Tensor | None = None
+    for g, x in pairs:
+        product = _onednn(x, g, None).T if len(x) < len(g) else _onednn(g, x, None)
+        total = product if total is None else total.add_(product)
+    assert total is not None
+    return total
 
 
 def _onednn(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
