@@ -37,12 +37,27 @@ Array = Any
 WIDE, NARROW = (torch.float64, torch.float32), (torch.float64, torch.float32, torch.bfloat16)
 
 
+def in_double(length: int, dtype: torch.dtype) -> float:
+    """Powers and angles are in float64 whatever the format, and their errors add up over the length."""
+    return 1.0 + length * torch.finfo(torch.float64).eps / torch.finfo(dtype).eps
+
+
+def in_format(length: int, _: torch.dtype) -> float:
+    """A parameter of the recurrence is rounded to the format."""
+    return float(length)
+
+
+def few(_: int, __: torch.dtype) -> float:
+    """Sums of products of normal numbers, whose largest is a few times smaller than the sum of all sizes."""
+    return 4.0
+
+
 @dataclass(frozen=True)
 class Case:
     """`make` gives float64 or complex128 inputs, `call` the kernel's result, `truth` the same from long doubles.
 
     `activations` says which inputs have the number format; the others have float32 below it. A kernel of parameters
-    alone has none, and its format is that of the parameters. `condition` is that of `tolerance`, at a length.
+    alone has none, and its format is that of the parameters. `condition` is that of `tolerance`.
     """
 
     kernel: str
@@ -50,7 +65,7 @@ class Case:
     call: Callable[..., Tensor]
     truth: Callable[..., Array]
     activations: tuple[int, ...] = ()
-    condition: Callable[[int], float] = float
+    condition: Callable[[int, torch.dtype], float] = in_double
     backend: str = "fast"
     longest_gradient: int = LONGEST
 
@@ -228,15 +243,6 @@ def plain_s4d(length: int, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tenso
     return 2 * plain.diagonal_taps(z, (C * B * (torch.exp(z) - 1) / A)[None], length)[0]
 
 
-def one(_: int) -> float:
-    return 1.0
-
-
-def few(_: int) -> float:
-    """Sums of products of normal numbers, whose largest is a few times smaller than the sum of all sizes."""
-    return 4.0
-
-
 def cases() -> list[Case]:
     """Every kernel, with errors of powers that add up along the recurrences."""
     found = [
@@ -285,6 +291,7 @@ def cases() -> list[Case]:
             lambda L, *x: scan.lru(*x),
             lru_truth,
             activations=(5,),
+            condition=in_format,
         ),
         Case(
             "conv.long_conv",
@@ -299,7 +306,6 @@ def cases() -> list[Case]:
             lambda L: (real(31, 1 + max(0, (-(-L // 4) - 1).bit_length()), 2, 4),),
             lambda L, W: conv.sgconv_kernel(W, 1.5, L),
             sgconv_truth,
-            condition=one,
         ),
         Case(
             "attention.rotary",
@@ -307,7 +313,6 @@ def cases() -> list[Case]:
             lambda L, x: attention.rotary(x),
             rotary_truth,
             activations=(0,),
-            condition=one,
         ),
         Case(
             "attention.attend",
@@ -397,7 +402,7 @@ def measure(case: Case, length: int) -> Iterator[dict[str, Any]]:
         y, found = gradients(case, inputs, length, dtype)
         values = error(wide(y.detach().to(_double(y))), truth)
         about = {"backend": case.backend, "dtype": str(dtype).removeprefix("torch."), "length": length}
-        allowed = tolerance(dtype, length, case.condition(length))
+        allowed = tolerance(dtype, length, case.condition(length, dtype))
         yield {"kernel": case.kernel, **about, "max": values[0], "rms": values[1], "allowed": allowed}
         if dtype == torch.float64:
             expected = found
@@ -409,7 +414,7 @@ def measure(case: Case, length: int) -> Iterator[dict[str, Any]]:
                 **about,
                 "max": worst[0],
                 "rms": worst[1],
-                "allowed": allowed,
+                "allowed": few(length, dtype) * allowed,
             }
 
 
