@@ -99,7 +99,7 @@ class StateSpaces(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         streams = functional.gelu(self.enter(x)) * mask.unsqueeze(-1)
-        ahead, back = streams.transpose(1, 2).chunk(2, dim=1)
+        ahead, back = (stream.transpose(1, 2) for stream in streams.chunk(2, dim=-1))
         taps = self.taps(x.shape[1]).unsqueeze(1).expand(-1, x.shape[2], -1)
         skip = self.D[:, None, None].expand(-1, x.shape[2], 1)
         ahead = conv.long_conv(ahead, taps[0], skip[0, :, 0], backend=self.backend)
