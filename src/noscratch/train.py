@@ -36,6 +36,9 @@ from noscratch.optim import AdamW, factor
 
 CURVES, PREDICTIONS, WEIGHTS = "curves.csv", "predictions.parquet", "weights.safetensors"
 
+PROBES = 8
+"""Lengths at which operations are counted."""
+
 
 class Diverged(NoscratchError):  # noqa: N818 (an outcome)
     """Loss or gradients stopped being finite: a result of the settings, kept as such."""
@@ -65,9 +68,8 @@ class State:
     loss_terms: int = 0
     tokens_real: int = 0
     tokens_computed: int = 0
-    """Sum over batches of R sequences (Batch) of R L; the next two: of L and of R L^2."""
-    lengths: int = 0
-    squares: int = 0
+    shapes: dict[int, list[int]] = field(default_factory=dict)
+    """Length L of a batch -> number of such batches, and of their sequences."""
     rows: int = 0
     """Rows that went through the head."""
     curve: list[tuple[int, str, str, float]] = field(default_factory=list)
@@ -320,6 +322,7 @@ def _restore(
     optimizer.load_state(part("optimizer."))
     state = State(**saved.state["state"])
     state.curve = [(step, split, metric, value) for step, split, metric, value in state.curve]
+    state.shapes = {int(length): counts for length, counts in state.shapes.items()}  # JSON's keys are texts
     return state, _Best(part("best."), saved.tensors["best_prediction"].numpy())
 
 
@@ -332,23 +335,24 @@ def _account(state: State, batch: Batch, terms: int, loss: float) -> None:
     state.loss_terms += terms
     state.tokens_real += batch.real
     state.tokens_computed += size * length
-    state.lengths += length
-    state.squares += size * length**2
+    batches, sequences = state.shapes.get(length, (0, 0))
+    state.shapes[length] = [batches + 1, sequences + size]
     state.rows += terms
 
 
 def _training_flops(
     model: Model, train: Split, state: State, device: torch.device, fractions: tuple[float, ...]
 ) -> int:
-    """Operations of all steps, forward and backward, from four probes: counting each step would slow it down.
+    """Operations of all steps, forward and backward, from a few probes: counting each step would slow it down.
 
-    A model that changes in the course of the training is probed at these fractions of it, of equal weight.
-
-    A batch of B sequences of length L costs g L + B (a L + b L^2): kernels are made once for a batch, attention is
-    quadratic. Two batch sizes and two lengths give g, a and b; a row through the head has its own price.
+    A batch of B sequences of length L costs s(L) + B (a L + b L^2): kernels are made once for a batch, attention is
+    quadratic. Two batch sizes at the least and the greatest length give a and b; s is counted at PROBES of the lengths
+    and on both sides of powers of two, where tables jump, and interpolated. A row through the head has its own price. A
+    model that changes in the course of the training is probed at these fractions of it, of equal weight.
     """
+    lengths = np.array(sorted(state.shapes))
+    batches, sequences = np.array([state.shapes[length] for length in lengths.tolist()]).T
     tokens = train.batch(np.array([train.lengths.argmax()])).tokens.to(device)
-    texts, longest = tokens.shape[:2]
     model.train()
     if not model.set_progress(1.0):
         fractions = (1.0,)
@@ -361,19 +365,17 @@ def _training_flops(
             total += flops.count(lambda: model(part, mask).sum().backward())
         return total / len(fractions)
 
-    half = max(longest // 2, 1)
-    row = torch.zeros(texts, model.norm.normalized_shape[0], device=device, requires_grad=True)
+    spread = np.linspace(0, len(lengths) - 1, PROBES).round().astype(int)
+    jumps = np.flatnonzero(np.diff(np.ceil(np.log2(lengths))))
+    probes = lengths[np.unique([*spread, *jumps, *(jumps + 1)])]
+    single = np.array([body(1, length) for length in probes.tolist()])
+    ends = [0, -1]
+    each = np.interp(lengths, probes[ends], [(body(2, probes[end]) - single[end]) / probes[end] for end in ends])
+    shared = np.interp(lengths, probes, single - np.interp(probes, lengths, each) * probes)
+    row = torch.zeros(len(tokens), model.norm.normalized_shape[0], device=device, requires_grad=True)
     head = flops.count(lambda: model.head(row).sum().backward())
-    each = body(2, longest) - body(1, longest)
-    shared = (body(1, longest) - each) / longest
-    quadratic = 0.0
-    if half < longest:
-        quadratic = (each / longest - (body(1, half) / half - shared)) / (longest - half)
-    linear = each / longest - quadratic * longest
     model.zero_grad()
-    return round(
-        shared * state.lengths + linear * state.tokens_computed + quadratic * state.squares + head * state.rows
-    )
+    return round(float(batches @ shared + (sequences * lengths) @ each) + head * state.rows)
 
 
 @contextmanager
