@@ -174,6 +174,23 @@ def test_unknown_module_is_named(package: Path) -> None:
         code.digest(("noscratch.nothing",))
 
 
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("int", [0, -3], ["1", 1.5, True, None]),
+        ("float", [0, 1.5], ["1", True]),
+        ("bool", [True], [0, "true"]),
+        ("str | None", ["a", None], [1]),
+        ('Literal["pre", "post"]', ["pre"], ["middle", 1]),
+        ("tuple[int, ...]", ["anything"], []),
+    ],
+)
+def test_values_are_held_against_annotations(annotation: str, good: list[object], bad: list[object]) -> None:
+    parsed = ast.parse(annotation, mode="eval").body
+    assert all(code.fits(value, parsed) for value in good)
+    assert not any(code.fits(value, parsed) for value in bad)
+
+
 def test_static_reading_agrees_with_import() -> None:
     from dataclasses import fields
 
@@ -181,11 +198,11 @@ def test_static_reading_agrees_with_import() -> None:
 
     for name in code.names_in("noscratch.tasks"):
         module = tasks.load(name)
-        assert code.config_fields(f"noscratch.tasks.{name}") == tuple(field.name for field in fields(module.Config))
+        assert tuple(code.config_fields(f"noscratch.tasks.{name}")) == tuple(f.name for f in fields(module.Config))
         assert code.spec_literal(f"noscratch.tasks.{name}", "sources") == module.SPEC.sources
     for name in code.names_in("noscratch.backbones"):
         path, backbone = f"noscratch.backbones.{name}", backbones.load(name)
-        assert code.config_fields(path) == tuple(field.name for field in fields(backbone.Config))
+        assert tuple(code.config_fields(path)) == tuple(field.name for field in fields(backbone.Config))
         assert code.constant(path, "CAUSAL_OK") == backbone.CAUSAL_OK
 
 

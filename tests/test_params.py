@@ -82,6 +82,8 @@ MISTAKES: list[tuple[Callable[[dict[str, Any], Any], None], Any, list[str]]] = [
         ["tiers.paper.overrides.0.finetune.lr", "greater than 0", "got -1.0"],
     ),
     (put("tiers", "paper", "overrides", 0, "model"), {"width": 3}, ["overrides.0.model.width", "d_model"]),
+    (put("tasks", "listops"), {"train": "many"}, ["tasks.listops.train", "expected int", "got 'many'"]),
+    (put("backbones", "s4d"), {"init": "legz"}, ["backbones.s4d.init", "'legs'", "got 'legz'"]),
     (put("extra"), 1, ["extra", "'extra'", "tiers"]),
     (put("tiers", "mini", "seeds"), [0, 1, 0], ["tiers.mini.seeds", "each seed stands once", "[0, 1, 0]"]),
     (put("backbones", "s4d-LegS"), {}, ["backbones.s4d-LegS", "lower-case", "'s4d-LegS'"]),

@@ -117,24 +117,45 @@ def digest(modules: tuple[str, ...]) -> str:
 
 
 @cache
-def config_fields(module: str) -> tuple[str, ...]:
-    """Names of the fields of the module's `Config`, inherited ones first: what params.yaml may set."""
+def config_fields(module: str) -> dict[str, ast.expr]:
+    """Fields of the module's `Config` and their annotations, inherited ones first: what params.yaml may set."""
     fields = _class_fields(module, "Config")
     if fields is None:
         raise NoscratchError(f"Every task and backbone defines a frozen dataclass Config; {module} has none. Add it.")
     return fields
 
 
-def _class_fields(module: str, name: str) -> tuple[str, ...] | None:
+def _class_fields(module: str, name: str) -> dict[str, ast.expr] | None:
     """Annotated names in the body of a class of `module`, or of the module that it is imported from."""
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited = [_class_fields(*_place_of(module, base)) or () for base in node.bases]
-            own = [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
-            return tuple(dict.fromkeys([field for fields in inherited for field in fields] + own))
+            fields: dict[str, ast.expr] = {}
+            for base in node.bases:
+                fields |= _class_fields(*_place_of(module, base)) or {}
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    fields[item.target.id] = item.annotation
+            return fields
         if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
             return _class_fields(node.module, name)
     return None
+
+
+PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+
+
+def fits(value: object, annotation: ast.expr) -> bool:
+    """Does a plain value fit an annotation made of int, float, str, bool, None, `|` and Literal? True for any other."""
+    if isinstance(annotation, ast.BinOp):
+        return fits(value, annotation.left) or fits(value, annotation.right)
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        return value is None
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        return value in [ast.literal_eval(item) for item in getattr(annotation.slice, "elts", [annotation.slice])]
+    wanted = PLAIN.get(ast.unparse(annotation))
+    if wanted is None:
+        return True
+    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
 
 
 def _place_of(module: str, base: ast.expr) -> tuple[str, str]:

@@ -6,6 +6,7 @@ any work starts.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import math
 import re
@@ -218,10 +219,13 @@ def unknown(place: str, kind: str, got: str, valid: Iterable[str]) -> str:
     return f"{FILE}, {place}: there is no {kind} {got!r}; valid: {', '.join(valid)}.{hint}"
 
 
-def _fields(place: str, config: Mapping[str, Any], fields: tuple[str, ...]) -> Iterable[str]:
-    for key in config:
+def _fields(place: str, config: Mapping[str, Any], fields: Mapping[str, ast.expr]) -> Iterable[str]:
+    """Settings of a task or backbone, held against the fields of its Config."""
+    for key, value in config.items():
         if key not in fields:
             yield unknown(f"{place}.{key}", "key", key, fields)
+        elif not code.fits(value, fields[key]):
+            yield f"{FILE}, {place}.{key}: expected {ast.unparse(fields[key])}; got {value!r}. Correct the value."
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
