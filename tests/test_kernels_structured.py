@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 import strategies as own
 from laws import norm, run, wide
@@ -70,8 +71,34 @@ def test_linear_is_a_sum_of_products(data: st.DataObject, dtype: torch.dtype, se
         assert_close(linear(x, w, backend=backend) + b, got[0], tolerance(dtype, i), scales[0])
 
 
+LAYOUTS = [(3, 256, 4, 8), (1, 300, 7, 4), (2, 1201, 5, 6), (2, 7, 3, 2)]
+
+
 @pytest.mark.parametrize("channels_first", [True, False])
-@pytest.mark.parametrize(("batch", "rows", "i", "o"), [(3, 256, 4, 7), (1, 300, 7, 4), (2, 1201, 5, 5), (2, 7, 3, 3)])
+@pytest.mark.parametrize(("batch", "rows", "i", "o"), LAYOUTS)
+def test_gated_in_either_layout(batch: int, rows: int, i: int, o: int, channels_first: bool) -> None:
+    """Values and gradients; what lies channels first in memory has a gradient that does, too, unless it is short."""
+    shape = (batch, i, rows) if channels_first else (batch, rows, i)
+    leaf, w, b, g = (torch.randn(*size) for size in (shape, (o, i), (o,), (batch, rows, o // 2)))
+
+    def apply(leaf: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        x = leaf.transpose(1, 2) if channels_first else leaf
+        if x.dtype == torch.float32:
+            return structured.gated(x, w, b)
+        p, q = ((functional.gelu(x).unsqueeze(-2) * w).sum(-1) + b).chunk(2, dim=-1)
+        return p * torch.sigmoid(q)
+
+    got, want = run(apply, (leaf, w, b), g), run(apply, [wide(t) for t in (leaf, w, b)], wide(g))
+    size = norm(leaf) * norm(w) + norm(b)
+    scales = (size, size * norm(g), size * norm(g) * norm(leaf), size * norm(g))
+    for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
+        assert_close(j, k, tolerance(torch.float32, batch * rows), min(scale, 10 * k.abs().max().item()), name)
+    assert got[0].is_contiguous()
+    assert got[1].is_contiguous() or rows < structured.ROWS // 4
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize(("batch", "rows", "i", "o"), LAYOUTS)
 def test_linear_of_many_rows_in_either_layout(batch: int, rows: int, i: int, o: int, channels_first: bool) -> None:
     """Values and gradients; what lies channels first in memory has a gradient that does, too, unless it is short."""
     shape = (batch, i, rows) if channels_first else (batch, rows, i)
@@ -166,6 +193,8 @@ def test_golden_structured(
     ("call", "says"),
     [
         (lambda: linear(torch.ones(3), torch.ones(2, 4)), "linear with this weight takes 4 features; got 3"),
+        (lambda: structured.gated(torch.ones(3), torch.ones(2, 4), torch.ones(2)), "takes 4 features .* got 3 and 2"),
+        (lambda: structured.gated(torch.ones(4), torch.ones(3, 4), torch.ones(3)), "an even number .* got 4 and 3"),
         (lambda: low_rank(torch.ones(3), torch.ones(2, 4), torch.ones(5, 2)), "low_rank with these weights takes 4"),
         (lambda: low_rank(torch.ones(4), torch.ones(2, 4), torch.ones(5, 3)), "makes 2 values, the second takes 3"),
         (

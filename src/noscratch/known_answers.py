@@ -360,6 +360,11 @@ def _structured_cases() -> list[Case]:
         halves = [middle[:, block::2] @ w2[block].T for block in range(2)]  # dealt out to 2 blocks
         return torch.stack(halves, dim=-1).flatten(1)
 
+    def gated(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        h = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+        p, q = ((h[..., None, :] * w).sum(-1) + b).chunk(2, dim=-1)
+        return p / (1 + torch.exp(-q))
+
     def call(name: str) -> Callable[..., Tensor]:
         return lambda kernels, backend, *x: getattr(kernels.structured, name)(*x, backend=backend)
 
@@ -383,7 +388,17 @@ def _structured_cases() -> list[Case]:
             lambda x, w, b: (x[..., None, :] * w).sum(-1) + b,
             length=15,
             condition=4.0,
-        )
+        ),
+        Case(
+            "structured.gated",
+            "GELU, product, gate",
+            structured.GATED_BACKENDS,
+            (_real(48, 3, 5, 6), _real(49, 8, 6), _real(50, 8)),
+            call("gated"),
+            gated,
+            length=15,
+            condition=4.0,
+        ),
     ]
     for name, answer in (("low_rank", low_rank), ("block_dense", block_dense), ("block_shuffle", block_shuffle)):
         inputs = (x, *weights[name])

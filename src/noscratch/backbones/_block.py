@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from noscratch.backbones import require
 from noscratch.backbones._linear import Linear
-from noscratch.kernels import conv, resolve, ssm
+from noscratch.kernels import conv, resolve, ssm, structured
 
 
 class Mixer(nn.Module, ABC):
@@ -48,8 +48,9 @@ class MixerBlock(nn.Module):
     @property
     def kernels(self) -> dict[str, str]:
         device, backend = self.gate.weight.device, self.mixer.backend
-        forms = {name: resolve(name, backend, available, device) for name, available in self.mixer.forms.items()}
-        return forms | self.gate.kernels
+        forms = {**self.mixer.forms, "gated": structured.GATED_BACKENDS}
+        found = {name: resolve(name, backend, available, device) for name, available in forms.items()}
+        return found | self.gate.kernels if self.dropout else found
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self._leave(x, self.mixer(self._enter(x) * mask.unsqueeze(-1)))
@@ -66,7 +67,10 @@ class MixerBlock(nn.Module):
 
     def _leave(self, x: Tensor, y: Tensor) -> Tensor:
         """x plus what the channels make of the mixer's output y, (..., D) both."""
-        y = functional.glu(self.gate(self._drop(functional.gelu(y))))
+        if self.training and self.dropout:  # between the steps that `gated` takes as one
+            y = functional.glu(self.gate(self._drop(functional.gelu(y))))
+        else:
+            y = structured.gated(y, self.gate.weight, self.gate.bias, backend=self.mixer.backend)
         y = x + self._drop(y)
         return y if self.pre else self.norm(y)
 
