@@ -228,6 +228,21 @@ def test_the_test_split_is_opened_once_after_the_last_step(
     assert "test" not in events[:opened]
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_hidden_test_sets_are_predicted_and_never_scored(tmp_path: Path, kind: str) -> None:
+    sizes = {"train": 96, "validation": 24, "test": 24}
+    plain = tiny.write_task(tmp_path / "plain", kind=kind, sizes=sizes)
+    hidden = tiny.write_task(tmp_path / "hidden", kind=kind, sizes=sizes | {"submission": 10})
+    settings = tiny.settings()
+    assert run(tmp_path, settings, hidden, "with") == run(tmp_path, settings, plain, "without")
+    table = pa.parquet.read_table(tmp_path / "with" / "submission.parquet").to_pydict()
+    assert table["id"] == [f"submission-{i}" for i in range(10)]
+    assert set(table["split"]) == {"submission"}
+    assert np.isfinite(table["prediction"]).all()
+    assert kind == "regression" or set(table["prediction"]) <= {0.0, 1.0}
+    assert not (tmp_path / "without" / "submission.parquet").exists()
+
+
 def test_the_earliest_best_validation_step_is_handed_over(tmp_path: Path, prepared: Path) -> None:
     settings = tiny.settings(steps=40, evaluate_every=2, lr=0.05)
     result = run(tmp_path, settings, prepared)

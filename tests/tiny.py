@@ -29,7 +29,8 @@ def write_task(
     """A task that can be learned: the class says whether ids of the upper half prevail, a value is their share.
 
     Pixels all have `length`, tokens from `shortest` to `length`. The class of a pair says whether they prevail in both
-    texts or in neither. A file has parts of 40 examples. `meta` replaces entries of meta.json.
+    texts or in neither. Labels of a split `submission` are hidden (-1). A file has parts of 40 examples. `meta`
+    replaces entries of meta.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pixels = inputs == "pixels"
@@ -44,9 +45,11 @@ def write_task(
             tokens = [random.integers(low, high, n) for n in lengths]
             columns[column] = pa.array(tokens, pa.list_(pa.uint8() if pixels else pa.uint16()))
             shares.append(np.array([np.sum(row >= (low + high) / 2) / max(len(row), 1) for row in tokens]))
+        hidden = split == "submission"
         classes = (shares[0] > 0.5) == (shares[1] > 0.5) if pairs else shares[0] > 0.5
         regression = kind == "regression"
-        columns["label"] = pa.array(shares[0], pa.float32()) if regression else pa.array(classes.astype(np.int64))
+        label = shares[0] if regression else classes.astype(np.int64)
+        columns["label"] = pa.array(np.full(size, -1) if hidden else label, pa.float32() if regression else pa.int64())
         table = pa.table(columns)
         with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=40)
@@ -64,6 +67,7 @@ def write_task(
         "eos": None,
         "length": length,
         "pretraining": {"ratio": 0.3, "loss": loss},
+        "submission": "submission" in (sizes or SIZES),
     }
     (folder / "meta.json").write_text(json.dumps(described | meta))
     return folder

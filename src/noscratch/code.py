@@ -141,7 +141,7 @@ def _class_fields(module: str, name: str) -> dict[str, ast.expr] | None:
     return None
 
 
-PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def fits(value: object, annotation: ast.expr) -> bool:
@@ -155,7 +155,7 @@ def fits(value: object, annotation: ast.expr) -> bool:
     wanted = PLAIN.get(ast.unparse(annotation))
     if wanted is None:
         return True
-    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    return isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
 
 
 def _place_of(module: str, base: ast.expr) -> tuple[str, str]:

@@ -15,6 +15,9 @@ from noscratch.data import MASK, Batch, uniform
 from noscratch.errors import NoscratchError
 from noscratch.model import Model, pixel_value
 
+UNKNOWN = -1
+"""The class of an example whose label only the benchmark knows: predicted, never scored."""
+
 
 class Outcome(NamedTuple):
     total: Tensor
@@ -47,7 +50,7 @@ def classify(model: Model, batch: Batch, kind: str) -> Outcome:
     """Cross-entropy of the class, or squared error of the value, of whole sequences or pairs of them."""
     output = model.head(model.pool(model(batch.tokens, batch.mask), batch.mask)).float()
     if kind == "classification":
-        total = functional.cross_entropy(output, batch.label, reduction="sum")
+        total = functional.cross_entropy(output, batch.label, reduction="sum", ignore_index=UNKNOWN)
     else:
         total = functional.mse_loss(output.squeeze(-1), batch.label.float(), reduction="sum")
     return Outcome(total, len(batch.index), len(batch.index), output)

@@ -35,6 +35,8 @@ from noscratch.objectives import classify, outcome_of
 from noscratch.optim import AdamW, factor
 
 CURVES, PREDICTIONS, WEIGHTS = "curves.csv", "predictions.parquet", "weights.safetensors"
+HIDDEN = "submission"
+"""Name of the split whose labels only the benchmark knows, and of the file with what the run predicts for it."""
 
 PROBES = 8
 """Lengths at which operations are counted."""
@@ -197,7 +199,11 @@ def run(
         metrics = {"validation": state.best_metrics, "test": scores.metrics}
         rule = f"highest validation {primary}, the earliest of equals"
         selection = {"rule": rule, "step": state.best_step, "value": state.best_metrics[primary]}
-        _write_predictions(out, {validation: best.prediction, test: scores.prediction})
+        _write_predictions(out / PREDICTIONS, {validation: best.prediction, test: scores.prediction})
+        if meta["submission"]:
+            hidden = Split(prepared, HIDDEN)
+            prediction, _ = predict(model, hidden, meta, plan["batch_tokens"], settings["dtype"])
+            _write_predictions(out / f"{HIDDEN}.parquet", {hidden: prediction})
     safetensors.torch.save_file(_weights(model), out / WEIGHTS)
     return {
         "phase": settings["phase"],
@@ -218,6 +224,17 @@ def run(
 
 def evaluate(model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str, step: int) -> Scores:
     """Loss and metrics of every example, whatever the batches. Raises Diverged for a loss that is not finite."""
+    prediction, total = predict(model, split, meta, batch_tokens, dtype)
+    if not math.isfinite(total):
+        raise Diverged(step, f"the loss on the {split.name} set is {total}")
+    metrics = {name: score(name, split.targets(), prediction) for name in meta["metrics"]}
+    return Scores({"loss": total / len(split), **metrics}, prediction)
+
+
+def predict(
+    model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str
+) -> tuple[NDArray[np.float64], float]:
+    """Class index or value of every example in the order of the split, and the sum of the losses."""
     model.eval()
     device = model.norm.weight.device
     total, prediction = 0.0, np.zeros(len(split))
@@ -227,10 +244,7 @@ def evaluate(model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: 
         total += outcome.total.item()
         chosen = outcome.output.argmax(-1) if meta["kind"] == "classification" else outcome.output.squeeze(-1)
         prediction[index] = chosen.double().cpu().numpy()
-    if not math.isfinite(total):
-        raise Diverged(step, f"the loss on the {split.name} set is {total}")
-    metrics = {name: score(name, split.targets(), prediction) for name in meta["metrics"]}
-    return Scores({"loss": total / len(split), **metrics}, prediction)
+    return prediction, total
 
 
 # What the device and the process are told
@@ -390,7 +404,7 @@ def _curve_written(out: Path, state: State) -> Iterator[None]:
             writer.writerows(state.curve)
 
 
-def _write_predictions(out: Path, predictions: Mapping[Split, NDArray[np.float64]]) -> None:
+def _write_predictions(path: Path, predictions: Mapping[Split, NDArray[np.float64]]) -> None:
     """Columns from buffers: pa.array() would do the same and import pandas, which costs every process half a second."""
 
     def floats(values: NDArray[np.float64]) -> pa.Array:
@@ -407,7 +421,7 @@ def _write_predictions(out: Path, predictions: Mapping[Split, NDArray[np.float64
         )
         for split, prediction in predictions.items()
     ]
-    pa.parquet.write_table(pa.concat_tables(parts).combine_chunks(), out / PREDICTIONS)
+    pa.parquet.write_table(pa.concat_tables(parts).combine_chunks(), path)
 
 
 # Being asked to stop, and saying how far it is
