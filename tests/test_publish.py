@@ -169,7 +169,7 @@ def test_every_source_is_on_the_data_page_with_its_state(root: Path) -> None:
     assert {*SOURCES, "listops-generated", "pathfinder-generated"} == set(rows)
     for name, words in {
         "cola": ("blocked", site_fixture.BLOCKED, "not fetched"),
-        "imdb": ("available", "official archive", "published digest, verified"),
+        "imdb": ("available", "official archive", "listed digest, verified"),
         "lra-listops": ("available", "official tree", "trusted on first use"),
         "wikipedia-bookcorpus": ("blocked", "no stable address"),
         "sst2": ("not in the plan", "not fetched"),

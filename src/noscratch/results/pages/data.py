@@ -32,7 +32,7 @@ from noscratch.results.pages.markup import (
 from noscratch.sources.registry import SOURCES, Form, Source
 
 HAVE, BLOCKED, ABSENT, GENERATED = "available", "blocked", "not in the plan", "generated"
-VERIFIED, FIRST_USE, NOT_FETCHED = "published digest, verified", "trusted on first use", "not fetched"
+VERIFIED, FIRST_USE, NOT_FETCHED = "listed digest, verified", "trusted on first use", "not fetched"
 Record = Mapping[str, Any]
 
 
