@@ -378,18 +378,15 @@ def forward_backward(item: str, shape: Shape, module: nn.Module) -> Callable[[],
 
 
 def times(
-    items: Sequence[str], shape: Shape, environment: str, threads: int, seconds: float, checkouts: Mapping[str, Path]
-) -> dict[str, dict[str, _timing.Timing]]:
-    """Per item and candidate, in one process."""
+    item: str, shape: Shape, environment: str, threads: int, seconds: float, checkouts: Mapping[str, Path]
+) -> dict[str, _timing.Timing]:
+    """Per candidate, in one process. Each item has its own: what earlier ones freed would change what "plain" is."""
     if environment == "equal":
         _timing.keep_freed_memory()
     torch.set_num_threads(threads)
-    found = {}
-    for item in items:
-        modules = {name: make() for name, make in candidates(item, shape, checkouts).items()}
-        calls = {name: forward_backward(item, shape, module) for name, module in modules.items()}
-        found[item] = _timing.round_robin(calls, seconds, threads)
-    return found
+    modules = {name: make() for name, make in candidates(item, shape, checkouts).items()}
+    calls = {name: forward_backward(item, shape, module) for name, module in modules.items()}
+    return _timing.round_robin(calls, seconds, threads)
 
 
 def peak(item: str, shape: Shape, candidate: str, threads: int, checkouts: Mapping[str, Path]) -> int:
@@ -421,7 +418,7 @@ def measure(
     memory: bool,
 ) -> list[Row]:
     """Rows for one shape in one environment; the memory in processes of its own."""
-    found = _timing.alone(times, item_names, shape, environment, threads, seconds, checkouts)
+    found = {item: _timing.alone(times, item, shape, environment, threads, seconds, checkouts) for item in item_names}
     revisions = {peers.PEERS[name].repository: peers.revision(path) for name, path in checkouts.items()}
     machine = _timing.device()
     rows = []
