@@ -316,9 +316,8 @@ def site() -> None:
     )
     if done.returncode:
         raise NoscratchError(
-            f"{done.stdout}\nThe site builds without a warning; MkDocs gave the above. Mend the page that it "
-            f"names, then "
-            "`noscratch site`."
+            f"{done.stdout}\nThe site builds without a warning; MkDocs gave the above. Mend the page that it names, "
+            "then `noscratch site`."
         )
 
 
