@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,27 @@ def test_a_damaged_availability_is_looked_for_again(store: Store, plan: Plan) ->
     states = availability.refresh(store, plan)
     (store.data / "availability.json").write_text('{"cola": "avail')
     assert availability.read(store, plan) == states
+
+
+def test_sources_are_fetched_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from noscratch import sources
+
+    data = yaml_reader.read(Path(__file__).parent / "tiny/params.yaml").data
+    data["tasks"]["rte"] = {}
+    data["tiers"]["smoke"]["grid"][1]["tasks"] = ["cola", "rte"]
+    plan, store = Plan(params.parse(data)), Store(tmp_path)
+    both = threading.Barrier(2, timeout=60)
+
+    def fetch(name: str, out: Path, **_: Any) -> sources.Fetched:
+        both.wait()  # passes only when two are under way
+        (out / "train.tsv").write_text(name)
+        return sources.Fetched("official tree", "mirror", {})
+
+    monkeypatch.setattr(sources, "availability", lambda names, network, mirror: dict.fromkeys(names, "available"))
+    monkeypatch.setattr(sources, "fetch", fetch)
+    assert [state for _, state in availability.bring(store, plan)] == ["available", "available"]
+    for job in plan.of("fetch"):
+        assert (store.path(job) / "train.tsv").read_text() == job.label
 
 
 def test_availability_is_rewritten_only_when_it_changes(store: Store, plan: Plan) -> None:

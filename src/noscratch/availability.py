@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from noscratch import sources
@@ -18,6 +19,7 @@ from noscratch.stages import MIRROR, run_job
 from noscratch.store import Store, as_json
 
 AVAILABLE = "available"
+AT_ONCE = 4  # downloads that share the line
 
 
 def _file(store: Store) -> Path:
@@ -46,19 +48,26 @@ def read(store: Store, plan: Plan) -> dict[str, str]:
 
 
 def bring(store: Store, plan: Plan, network: bool | None = None, progress: bool = False) -> Iterator[tuple[Job, str]]:
-    """Fetch what was found and is not in the store yet; yields each source's job and its state.
+    """Fetch what was found and is not in the store yet, several at a time; yields each source's job and its state.
 
     What turns out not to be had after all (404, a wrong digest on every mirror) is blocked, with its reason, until the
     next refresh.
     """
     states = read(store, plan)
-    for job in plan.of("fetch"):
-        if states[job.label] == AVAILABLE and not store.has(job):
-            try:
-                run_job(store, plan, job, network=network, progress=progress)
-            except sources.Blocked as blocked:
-                states = _write(store, {**states, job.label: f"blocked: {blocked.reason}"})
-        yield job, states[job.label]
+    wanted = [job for job in plan.of("fetch") if states[job.label] == AVAILABLE and not store.has(job)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        # One bar on the terminal at a time: rich draws no two.
+        running = {
+            job.address: pool.submit(run_job, store, plan, job, network=network, progress=progress and len(wanted) == 1)
+            for job in wanted
+        }
+        for job in plan.of("fetch"):
+            if job.address in running:
+                try:
+                    running[job.address].result()
+                except sources.Blocked as blocked:
+                    states = _write(store, {**states, job.label: f"blocked: {blocked.reason}"})
+            yield job, states[job.label]
 
 
 def blocked(store: Store, plan: Plan) -> dict[str, str]:
