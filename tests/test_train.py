@@ -645,6 +645,21 @@ def test_a_position_of_a_colour_image_has_three_numbers(tmp_path: Path) -> None:
 # Objectives
 
 
+def test_sinusoidal_positions_tell_an_order_from_another(tmp_path: Path) -> None:
+    prepared = tiny.write_task(tmp_path / "task")
+    meta = data.read_meta(prepared)
+    tokens = torch.tensor([[3, 5, 7, 9], [9, 7, 5, 3]])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    for positions, same in (("none", True), ("sinusoidal", False)):
+        settings = tiny.settings(backbone_config={"heads": 2, "positions": positions})
+        built = model.build_model(meta, settings, 0).eval()
+        pooled = built.pool(built(tokens, mask), mask)
+        assert torch.allclose(pooled[0], pooled[1], atol=1e-5) == same
+    table = model.sinusoids(50, 6, torch.device("cpu"))
+    assert torch.equal(table[0], torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]))
+    assert table[7, 2].item() == pytest.approx(math.sin(7 * 10000 ** (-1 / 3)), abs=1e-6)
+
+
 def test_hidden_positions_do_not_depend_on_the_batch() -> None:
     lengths = torch.tensor([[9], [30], [1], [17]])
     mask = torch.arange(30) < lengths

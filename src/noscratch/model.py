@@ -47,6 +47,14 @@ def pixel_value(tokens: Tensor) -> Tensor:
     return tokens.float() / (PIXEL_VALUES - 1) * 2.0 - 1.0
 
 
+def sinusoids(length: int, d_model: int, device: torch.device) -> Tensor:
+    """(L, D): sine and cosine of each position at wavelengths from 2 pi to 10,000 * 2 pi (Vaswani et al., section
+    3.5)."""
+    rate = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64, device=device) / d_model)
+    angle = torch.arange(length, dtype=torch.float64, device=device).outer(rate)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()
+
+
 class MatchHead(nn.Module):
     """Pooled texts (2 B, D), all first ones before all second ones, to outputs (B, outputs) for the pairs.
 
@@ -70,17 +78,27 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, embed: nn.Module, blocks: list[nn.Module], head: nn.Module, d_model: int, dropout: float, causal: bool
+        self,
+        embed: nn.Module,
+        blocks: list[nn.Module],
+        head: nn.Module,
+        d_model: int,
+        dropout: float,
+        causal: bool,
+        absolute: bool = False,
     ) -> None:
         super().__init__()
-        self.embed, self.blocks, self.causal = embed, nn.ModuleList(blocks), causal
+        self.embed, self.blocks, self.causal, self.absolute = embed, nn.ModuleList(blocks), causal, absolute
         self.norm = nn.LayerNorm(d_model)
         self.head = head
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Features (B, L, D). hidden (B, L), bool: the positions whose content is concealed."""
-        x = self.dropout(self.embed(tokens, hidden))
+        x = self.embed(tokens, hidden)
+        if self.absolute:
+            x = x + sinusoids(x.shape[1], x.shape[2], x.device)
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask)
         return self.dropout(self.norm(x))
@@ -149,4 +167,5 @@ def build_model(meta: Mapping[str, Any], settings: Mapping[str, Any], seed: int)
     ]
     pairs = objective == "classify" and meta["pairs"]
     head = (MatchHead if pairs else nn.Linear)(d_model, outputs(meta, objective))
-    return Model(embed, blocks, head, d_model, size["dropout"], causal)
+    absolute = getattr(config, "positions", None) == "sinusoidal"
+    return Model(embed, blocks, head, d_model, size["dropout"], causal, absolute)

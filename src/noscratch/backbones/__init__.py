@@ -59,6 +59,8 @@ class Backbone(Protocol):
     """What a backbone file defines."""
 
     Config: type[Any]
+    """Where it has a field `positions`, the value "sinusoidal" asks the model to add absolute positions to the
+    embedding."""
     PAPER: str
     """Authors, title, arXiv number."""
     CAUSAL_OK: bool

@@ -28,7 +28,8 @@ class Config(Settings):
     heads: int = 8
     expansion: int = 4
     """Width of the feedforward over d_model."""
-    positions: Literal["rotary", "none"] = "rotary"
+    positions: Literal["rotary", "sinusoidal", "none"] = "rotary"
+    """sinusoidal: absolute ones, which the model adds to the embedding, as in Long Range Arena."""
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
     """On both branches, before the residual sum."""
@@ -37,7 +38,10 @@ class Config(Settings):
         super().__post_init__()
         require(self.heads >= 1, f"heads is at least 1; got {self.heads}.")
         require(self.expansion >= 1, f"expansion is at least 1; got {self.expansion}.")
-        require(self.positions in ("rotary", "none"), f"positions is rotary or none; got {self.positions!r}.")
+        require(
+            self.positions in ("rotary", "sinusoidal", "none"),
+            f"positions is rotary, sinusoidal or none; got {self.positions!r}.",
+        )
         require(self.norm in ("pre", "post"), f"norm is pre or post; got {self.norm!r}.")
         require(0.0 <= self.dropout < 1.0, f"dropout is in [0, 1); got {self.dropout}.")
 
