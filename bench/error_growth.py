@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.fft
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -218,6 +219,13 @@ def attend_truth(length: int, q: Array, k: Array, v: Array) -> Array:
     return np.stack(rows, axis=2)
 
 
+def gated_truth(_: int, x: Array, w: Array, b: Array) -> Array:
+    """SciPy's error function is of float64."""
+    h = x * (1 + scipy.special.erf((x / np.sqrt(np.longdouble(2))).astype(np.float64))) / 2
+    p, q = np.split(h @ w.T + b, 2, axis=-1)
+    return p / (1 + np.exp(-q))
+
+
 def block_diagonal(x: Array, w: Array) -> Array:
     return np.einsum("boi,tbi->tbo", w, x.reshape(len(x), len(w), -1)).reshape(len(x), -1)
 
@@ -328,6 +336,14 @@ def cases() -> list[Case]:
             lambda L: (real(37, 4, L), real(38, 4, L), real(39, 4)),
             lambda L, *x: structured.linear(*x),
             lambda L, x, w, b: x @ w.T + b,
+            activations=(0, 1, 2),
+            condition=few,
+        ),
+        Case(
+            "structured.gated",
+            lambda L: (real(51, 4, L), real(52, 4, L), real(53, 4)),
+            lambda L, *x: structured.gated(*x),
+            gated_truth,
             activations=(0, 1, 2),
             condition=few,
         ),
