@@ -23,8 +23,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from noscratch.generators import listops, pathfinder
+from noscratch.record import write_bench
 
 # ---------------------------------------------------------------- straightforward ListOps
+
+MODULES = ("noscratch.generators.listops", "noscratch.generators.pathfinder")
 
 Tree = int | tuple[str, list[Any]]
 
@@ -311,7 +314,7 @@ def rate(make: Callable[[int, int], Any], seconds: float, part: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, help="where to write the rows as JSON")
+    parser.add_argument("out", nargs="?", type=Path, help="where to write the rows as JSON, with a record beside it")
     parser.add_argument("--seconds", type=float, default=10.0, help="least time of each of the ten measurements")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -337,7 +340,9 @@ def main() -> None:
         row["ratio"] = row["fast_per_s"] / row["straightforward_per_s"]
         print("{data:16}{compile_s:10.1f}{fast_per_s:12.1f}{straightforward_per_s:12.3f}{ratio:10.0f}".format(**row))
     if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_bench(args.out.parent, "generators", {"seconds": args.seconds}, MODULES, Path(__file__).parents[1])
 
 
 if __name__ == "__main__":

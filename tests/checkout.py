@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PARTS = (
+    "reports/records",
     "src",
     "profiles",
     "claims",
