@@ -341,7 +341,7 @@ def cases() -> list[Case]:
         ),
         Case(
             "structured.gated",
-            lambda L: (real(51, 4, L), real(52, 4, L), real(53, 4)),
+            lambda L: (real(51, 4, L), real(52, 4, L, scale=L**-0.5), real(53, 4)),
             lambda L, *x: structured.gated(*x),
             gated_truth,
             activations=(0, 1, 2),
