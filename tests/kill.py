@@ -2,7 +2,8 @@
 
 JOB is a JSON file: settings, prepared and folder (where "killed" and its checkpoints are made), how many kills, a seed.
 Prints JSON: the step of the newest checkpoint at each kill, and what train.run returned at last. Each attempt is
-a fork, so that the import of torch is paid once; each saves after every step, so that many kills hit a checkpoint.
+a fork, so that the import of torch is paid once; each saves after every step, so that many kills hit a checkpoint. An
+attempt is killed some steps after the last one, so the speed of the machine does not matter.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def attempt(job: dict[str, Any], name: str) -> int:
     os._exit(0)
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    return max((int(p.name.removeprefix("step-")) for p in folder.glob("killed-checkpoints/step-*")), default=0)
+
+
 def finish(pid: int) -> bool:
     """Whether the child was killed; any other failure ends the program."""
     _, status = os.waitpid(pid, 0)
@@ -52,21 +58,20 @@ def finish(pid: int) -> bool:
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(job["folder"])
-    began = time.monotonic()
-    finish(attempt(job, "timed"))
-    whole = time.monotonic() - began
     random.seed(job["seed"])
-    killed_at = []
+    killed_at = [0]
     for _ in range(job["kills"]):
+        goal = killed_at[-1] + random.randint(0, 2)
         pid = attempt(job, "killed")
-        time.sleep(random.uniform(0.0, 0.5 * whole))
+        while newest(folder) < goal and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)
+        time.sleep(random.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
         if not finish(pid):
             break
-        steps = sorted(path.name for path in (folder / "killed-checkpoints").glob("step-*"))
-        killed_at.append(int(steps[-1].removeprefix("step-")) if steps else 0)
+        killed_at.append(newest(folder))
     finish(attempt(job, "killed"))
-    print(json.dumps({"killed_at": killed_at, "result": json.loads((folder / "killed.json").read_text())}))
+    print(json.dumps({"killed_at": killed_at[1:], "result": json.loads((folder / "killed.json").read_text())}))
 
 
 main()

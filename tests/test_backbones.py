@@ -101,7 +101,7 @@ def test_a_transformer_without_positions_does_not_know_the_order() -> None:
         ("transformer", {"heads": 0}),
         ("transformer", {"heads": 5}),
         ("transformer", {"heads": contract.D_MODEL}),
-        ("transformer", {"positions": "sinusoidal"}),
+        ("transformer", {"positions": "learned"}),
         ("transformer", {"norm": "batch"}),
         ("transformer", {"dropout": 1.0}),
         ("transformer", {"expansion": 0}),

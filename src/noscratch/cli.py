@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -145,6 +146,8 @@ def run(
 
     store, the_plan = _checkout()
     job = the_plan[address]
+    # An engine or scheduler that gives up on a job says so with SIGTERM: leave nothing behind. (Training saves first.)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         state = run_job(store, the_plan, job, stop_after=stop_after, progress=True)
     except Exception as error:
