@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -141,3 +142,16 @@ def test_a_host_without_gpu_is_refused_above_smoke(checkout: Checkout, tmp_path:
     done = mine.noscratch("run", address, check=False, NOSCRATCH_GPUS="0")
     assert done.returncode == 1
     assert "this host has none" in done.stderr
+
+
+def test_an_adopted_source_is_listed(checkout: Checkout, tmp_path: Path) -> None:
+    """What came through a view has no provenance; the list of sources does without."""
+    mine = checkout.clone(tmp_path / "clone")
+    address = mine.noscratch("plan", "--kind", "fetch").stdout.splitlines()[1].split()[0]
+    entry = mine.root / "data/store" / f"{address}-fetch-cola"
+    entry.mkdir(parents=True)
+    record = {"state": "done", "result": {"form": "official tree"}, "artifacts": {}}
+    (entry / "record.json").write_text(json.dumps(record))
+    row = next(line for line in mine.noscratch("sources").stdout.splitlines() if line.startswith("cola"))
+    assert "official tree" in row
+    assert "view" in row

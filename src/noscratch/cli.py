@@ -29,8 +29,9 @@ from noscratch.store import PROVENANCE, Store, difference, expected, make_view, 
 
 # What an exit code means to a script or a scheduler.
 EXIT_ERROR = 1
-SUBMISSION = "submission.parquet"  # a run's predictions of GLUE's hidden test sets
 EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped at a checkpoint; the same command goes on from there
+
+SUBMISSION = "submission.parquet"  # a run's predictions of GLUE's hidden test sets
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -113,7 +114,7 @@ def status() -> None:
         by_state = Counter(states[job.address] for job in the_plan.of(kind))
         out.print(f"{kind:9} {count:5}: " + ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())))
     for line in _reasons(store, the_plan):
-        out.print(line)
+        out.print(escape(line))
 
 
 def _reasons(store: Store, the_plan: Plan) -> list[str]:
@@ -200,11 +201,13 @@ def _sources_table(store: Store, the_plan: Plan) -> Table:
         cells = ["", "", "", ""]
         if job is not None and store.has(job):
             record = read_record(store.path(job))
-            provenance = json.loads((store.path(job) / PROVENANCE).read_text(encoding="utf-8"))
+            provenance = store.path(job) / PROVENANCE
+            # What was adopted from a pulled view has none: views hold only what is the same on every machine.
+            origin = json.loads(provenance.read_text(encoding="utf-8"))["origin"] if provenance.is_file() else "view"
             files = record["artifacts"].values()
             digests = sorted(file["sha256"][:12] for file in files)
             size = sum(file["bytes"] for file in files)
-            cells = [record["result"]["form"], provenance["origin"], f"{size:,}", " ".join(digests)]
+            cells = [record["result"]["form"], origin, f"{size:,}", " ".join(digests)]
         table.add_row(
             name, escape(states.get(name, "not in the plan")), *cells, SOURCES[name.removesuffix(PARTIAL)].licence
         )
