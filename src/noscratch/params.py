@@ -118,14 +118,19 @@ class Params(_Strict):
         return self.tiers[self.run.tier]
 
 
+def file_of(name: str) -> str:
+    """The file (without .py) behind the name of a task or backbone: the part before the first hyphen."""
+    return name.partition("-")[0]
+
+
 def backbone_module(name: str) -> str:
-    """The module behind a backbone's name: the part before the first hyphen."""
-    return f"noscratch.backbones.{name.partition('-')[0]}"
+    """The module behind a backbone's name."""
+    return f"noscratch.backbones.{file_of(name)}"
 
 
 def task_module(name: str) -> str:
-    """The module behind a task's name, which is the part before the first hyphen."""
-    return f"noscratch.tasks.{name.partition('-')[0]}"
+    """The module behind a task's name."""
+    return f"noscratch.tasks.{file_of(name)}"
 
 
 def load(root: Path) -> Params:
@@ -170,12 +175,12 @@ def _mistakes(params: Params) -> Iterable[str]:
                     f"(it names folders, rules and pages); got {name!r}. Write it so."
                 )
     for name, config in params.tasks.items():
-        if name.partition("-")[0] not in known_tasks:
+        if file_of(name) not in known_tasks:
             yield unknown(f"tasks.{name}", "task", name, known_tasks)
             continue
         yield from _fields(f"tasks.{name}", config, code.config_fields(task_module(name)))
     for name, config in params.backbones.items():
-        if name.partition("-")[0] not in known_backbones:
+        if file_of(name) not in known_backbones:
             yield unknown(f"backbones.{name}", "backbone", name, known_backbones)
             continue
         yield from _fields(f"backbones.{name}", config, code.config_fields(backbone_module(name)))
@@ -186,7 +191,7 @@ def _mistakes(params: Params) -> Iterable[str]:
         if len(set(settings.seeds)) < len(settings.seeds):
             yield f"{FILE}, {here}.seeds: each seed stands once; got {list(settings.seeds)}. Remove the others."
         for name, config in settings.data.items():
-            if name.partition("-")[0] not in known_tasks:
+            if file_of(name) not in known_tasks:
                 yield unknown(f"{here}.data.{name}", "task", name, known_tasks)
             else:
                 yield from _fields(f"{here}.data.{name}", config, code.config_fields(task_module(name)))
@@ -200,7 +205,7 @@ def _mistakes(params: Params) -> Iterable[str]:
                 ("protocol", block.protocols, PROTOCOLS),
             ):
                 for name in () if isinstance(selector, str) else selector:
-                    if (name if kind == "protocol" else name.partition("-")[0]) not in known:
+                    if (name if kind == "protocol" else file_of(name)) not in known:
                         yield unknown(f"{place}.{kind}s", kind, name, known)
         for i, override in enumerate(settings.overrides):
             for section, model in (("model", Model), ("pretrain", Train), ("finetune", Train)):
