@@ -93,6 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
     "classes of pixels, causal": {"task": {"inputs": "pixels"}, "protocol": "spt-causal"},
     "values": {"task": {"kind": "regression"}},
     "classes in bfloat16": {"task": {}, "dtype": "bfloat16"},
+    "classes of pixels in float64": {"task": {"inputs": "pixels"}, "dtype": "float64"},
 }
 
 
@@ -113,6 +114,23 @@ def test_every_objective_trains_and_repeats_to_the_bit(tmp_path: Path, case: str
     assert 0 < result["counts"]["tokens_real"] <= result["counts"]["tokens_computed"]
     assert result["counts"]["flops"] > 0
     assert result["kernels"]
+
+
+@pytest.mark.parametrize("task", [{}, {"inputs": "pixels"}, {"inputs": "pixels", "loss": "l1"}, {"kind": "regression"}])
+def test_float64_is_the_same_run_with_more_digits(tmp_path: Path, task: dict[str, Any]) -> None:
+    prepared = tiny.write_task(tmp_path / "prepared", **task)
+    same = {"backbone": "s4d", "protocol": "spt-masked", "dropout": 0.0}
+    losses = {}
+    for dtype in ("float32", "float64"):
+        run(tmp_path, tiny.settings("pretrain", "masked", dtype=dtype, **same), prepared, f"pretrain-{dtype}")
+        init = tmp_path / f"pretrain-{dtype}"
+        result = run(tmp_path, tiny.settings(dtype=dtype, **same), prepared, dtype, init=init)
+        for folder in (init, tmp_path / dtype):
+            weights = safetensors.torch.load_file(folder / train.WEIGHTS)
+            assert {value.dtype for value in weights.values()} == {getattr(torch, dtype)}
+        losses[dtype] = result["metrics"]["test"]["loss"]
+    assert losses["float64"] == pytest.approx(losses["float32"], rel=1e-4)
+    assert losses["float64"] != losses["float32"]
 
 
 def test_another_seed_gives_another_run(tmp_path: Path, prepared: Path) -> None:

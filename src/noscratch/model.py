@@ -37,7 +37,7 @@ class PixelEmbedding(nn.Module):
         self.map = nn.Linear(channels + 1, d_model)
 
     def forward(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
-        value = pixel_value(tokens).reshape(*tokens.shape[:2], -1)
+        value = pixel_value(tokens).reshape(*tokens.shape[:2], -1).to(self.map.weight.dtype)
         flag = torch.zeros_like(value[..., :1], dtype=torch.bool) if hidden is None else hidden.unsqueeze(-1)
         return self.map(torch.cat([value.masked_fill(flag, 0.0), flag.to(value.dtype)], dim=-1))
 

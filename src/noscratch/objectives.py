@@ -21,7 +21,7 @@ UNKNOWN = -1
 
 class Outcome(NamedTuple):
     total: Tensor
-    """Sum of the losses, a float32 scalar."""
+    """Sum of the losses, a scalar: float64 in a float64 model, else float32."""
     terms: int
     """Number of losses in the sum, and of rows that went through the head: examples or predicted elements."""
     units: int
@@ -48,11 +48,11 @@ def outcome_of(model: Model, batch: Batch, objective: str, meta: Mapping[str, An
 
 def classify(model: Model, batch: Batch, kind: str) -> Outcome:
     """Cross-entropy of the class, or squared error of the value, of whole sequences or pairs of them."""
-    output = model.head(model.pool(model(batch.tokens, batch.mask), batch.mask)).float()
+    output = _wide(model.head(model.pool(model(batch.tokens, batch.mask), batch.mask)))
     if kind == "classification":
         total = functional.cross_entropy(output, batch.label, reduction="sum", ignore_index=UNKNOWN)
     else:
-        total = functional.mse_loss(output.squeeze(-1), batch.label.float(), reduction="sum")
+        total = functional.mse_loss(output.squeeze(-1), batch.label.to(output.dtype), reduction="sum")
     return Outcome(total, len(batch.index), len(batch.index), output)
 
 
@@ -77,12 +77,17 @@ def hidden_positions(mask: Tensor, index: NDArray[np.int64], ratio: float, seed:
 def _elements(model: Model, features: Tensor, batch: Batch, chosen: Tensor, target: Tensor, loss: str) -> Outcome:
     """Losses at the chosen (B, L) positions only, the head included; one is the mean over the channels there."""
     rows = chosen.flatten().nonzero().squeeze(-1).to(features.device)
-    output = model.head(features.flatten(0, 1)[rows]).float()
+    output = _wide(model.head(features.flatten(0, 1)[rows]))
     channels = target[0, 0].numel()
     wanted = target.flatten(0, 1)[rows].reshape(len(rows), channels)
     if loss == "l1":
-        total = functional.l1_loss(output, pixel_value(wanted), reduction="sum")
+        total = functional.l1_loss(output, pixel_value(wanted).to(output.dtype), reduction="sum")
     else:
         logits = output.unflatten(-1, (channels, -1)).flatten(0, 1)
         total = functional.cross_entropy(logits, wanted.flatten(), reduction="sum")
     return Outcome(total / channels, len(rows), batch.real, output)
+
+
+def _wide(output: Tensor) -> Tensor:
+    """Losses are never computed in less than float32."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))

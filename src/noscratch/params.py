@@ -46,7 +46,7 @@ class Run(_Strict):
     tier: Tier
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float64"]
     backend: Literal["auto", "reference", "fast", "triton", "compiled"]
     checkpoint_seconds: Positive
 

@@ -41,6 +41,9 @@ HIDDEN = "submission"
 PROBES = 8
 """Lengths at which operations are counted."""
 
+WIDTHS = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""What `dtype` makes of weights, optimizer and loss; they start from the same float32 draw."""
+
 
 class Diverged(NoscratchError):  # noqa: N818 (an outcome)
     """Loss or gradients stopped being finite: a result of the settings, kept as such."""
@@ -114,10 +117,9 @@ def run(
     primary = meta["metrics"][0]
 
     # The model, its optimizer and where an earlier call left them.
-    model = build_model(meta, settings, _seed(seed, "parameters"))
+    model = build_model(meta, settings, _seed(seed, "parameters")).to(where, WIDTHS[settings["dtype"]])
     if init is not None:
         _hand_over(init / WEIGHTS, model)
-    model.to(where)
     optimizer = AdamW(model, plan["lr"], plan["weight_decay"])
     state, best = State(), _Best({}, np.zeros(0))
     identity = _identity(settings, meta, init)
@@ -386,7 +388,8 @@ def _training_flops(
     ends = [0, -1]
     each = np.interp(lengths, probes[ends], [(body(2, probes[end]) - single[end]) / probes[end] for end in ends])
     shared = np.interp(lengths, probes, single - np.interp(probes, lengths, each) * probes)
-    row = torch.zeros(len(tokens), model.norm.normalized_shape[0], device=device, requires_grad=True)
+    row = torch.zeros(len(tokens), len(model.norm.weight), dtype=model.norm.weight.dtype, device=device)
+    row.requires_grad_()
     head = flops.count(lambda: model.head(row).sum().backward())
     model.zero_grad()
     return round(float(batches @ shared + (sequences * lengths) @ each) + head * state.rows)
