@@ -1,0 +1,185 @@
+"""Numbers: each one on a page carries the exact value, the place that it comes from, and how it is put into words.
+
+    <data value="0.612 0.604 0.62 5" data-cell="results/mini/listops/s4d/scratch/*/finetune/test/accuracy/value"
+          data-form="percent-mean"><b>61.2 %</b> <small>[60.4, 62.0] n = 5</small></data>
+
+`value`        one number or a few that belong together, as Python's repr writes them, blanks between; "-" for none
+`data-cell`    their address in the checkout, as below
+`data-form`    FORMS[form](*values) is the element's text, so that nothing but `value` decides what is read
+
+No other text of a generated page may hold a number: `bare` finds those that do, and `publish` refuses them. Names,
+titles, settings and quoted words are no numbers of ours; they stand in links, headings, heads of tables, <code>, <pre>,
+<time> or an element of class "ns-words". A figure (<svg>) is drawn from the values of the table under it.
+
+An address is a source and what identifies the number in it; parts are percent-encoded, so none holds a slash:
+
+results/TIER/TASK/BACKBONE/PROTOCOL/SEED/PHASE/SPLIT/METRIC/COLUMN
+    a row of reports/results.parquet and a column of it. SEED * stands for all finished seeds, and gives four values:
+    mean, low and high of its 95 % t interval ("-" for one seed), n
+difference/TIER/TASK/BACKBONE/PROTOCOL/BACKBONE/PROTOCOL/METRIC
+    the first backbone and protocol less the second, test scores paired over the seeds that both have: four values again
+verdicts/CLAIM/QUANTITY/TIER/COLUMN,COLUMN...
+    a row of reports/verdicts.parquet (QUANTITY is empty for a headline), and columns of it
+claims/CLAIM/QUANTITY
+    the published value or range: low, high
+claims/CLAIM#POINTER
+    a place (JSON pointer) in the claim as claims/<paper>.yaml has it
+curves/TIER/TASK/BACKBONE/PROTOCOL/SEED/PHASE/STEP/SPLIT/METRIC
+    a point of a curve
+record/FOLDER#POINTER, provenance/FOLDER#POINTER
+    a place in FOLDER/record.json or FOLDER/provenance.json; FOLDER is below the checkout, its slashes are plain
+bench/NAME/FILE/ROW/COLUMN
+    a row (from 0) and a column of a table below reports/records/NAME; COLUMN a:b is the ratio of two. Several rows and
+    two columns (3,7,9/length,best) give the exponent p of the least-squares fit y = c x^p over those rows
+count/TABLE?COLUMN=VALUE&...
+    how many rows of TABLE agree, VALUE a|b being either of two: `verdicts`; `cells`, one row per tier, task, backbone,
+    protocol and seed, with its worst state
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from html.parser import HTMLParser
+from urllib.parse import quote, urlencode
+
+from noscratch.results.pages.markup import PERCENT, Html, join, number, si, size, tag
+
+Value = float | int | None
+# In words of these elements, and of this class, a digit is part of a name.
+NAMING = ("a", "code", "pre", "svg", "h1", "h2", "h3", "h4", "th", "time", "title", "script", "style", "nav")
+WORDS = "ns-words"
+NUMBER = re.compile(r"(?<![\w.])(?<!\w-)[-+−]?\d[\d,]*(?:\.\d+)?(?![\w])")
+
+
+def shown(cell: str, form: str, *values: Value) -> Html:
+    """The numbers at the address `cell`, put into words by `form` (a key of FORMS, with `:unit` where it takes one)."""
+    return tag("data", spoken(form, *values), value=" ".join(map(exact, values)), data_cell=cell, data_form=form)
+
+
+def spoken(form: str, *values: Value) -> Html:
+    """What the reader sees of the values."""
+    name, _, unit = form.partition(":")
+    return join([FORMS[name](*values, unit) if unit else FORMS[name](*values)])
+
+
+def exact(value: Value) -> str:
+    return "-" if value is None else repr(value)
+
+
+def words(*text: object) -> Html:
+    """Names and quoted words, whose digits are not numbers of ours."""
+    return tag("span", *text, class_=WORDS)
+
+
+def at(source: str, *parts: object, **filters: str) -> str:
+    """The address of a number: at("verdicts", "spt-gain", "listops", "mini", "n")."""
+    path = "/".join([source, *(quote(str(part), safe="*,:.") for part in parts)])
+    return f"{path}?{urlencode(filters)}" if filters else path
+
+
+def inside(source: str, folder: str, *pointer: object) -> str:
+    """The address of a place in a JSON file: inside("record", "data/runs/...", "result", "counts", "flops")."""
+    steps = (str(step).replace("~", "~0").replace("/", "~1") for step in pointer)
+    return f"{source}/{quote(folder)}#" + "".join(f"/{quote(step)}" for step in steps)
+
+
+def of_metric(metric: str, form: str = "") -> str:
+    """The form of a metric's value, or of a mean or gain of it: accuracy and F1 in percent, the others plain."""
+    return ("percent" if metric in PERCENT else "decimal") + (f"-{form}" if form else "")
+
+
+def _mean(one: Callable[[float], str]) -> Callable[[float, Value, Value, int], Html]:
+    """Mean, interval and n; the interval says the unit once."""
+
+    def spoken_mean(mean: float, low: Value, high: Value, n: int) -> Html:
+        spread = "no interval" if low is None or high is None else f"[{_unitless(one(low))}, {_unitless(one(high))}]"
+        return join([tag("b", one(mean)), " ", tag("small", f"{spread} n = {n}")])
+
+    return spoken_mean
+
+
+def _unitless(words: str) -> str:
+    return words.removesuffix(" %").removesuffix(" points")
+
+
+def _in_unit(value: float, unit: str, digits: int = 4) -> str:
+    sign = "%" if unit in ("percent", "relative-percent") else unit.replace("-", " ")
+    return f"{number(value, digits)} {sign}"
+
+
+def _estimate(value: float, low: Value, high: Value, n: int, unit: str) -> Html:
+    spread = "no interval" if low is None or high is None else f"[{number(low, 2)}, {number(high, 2)}]"
+    return join([tag("b", _in_unit(value, unit, 2)), " ", tag("small", f"{spread} n = {n}")])
+
+
+def _published(low: float, high: float, unit: str) -> str:
+    return _in_unit(low, unit) if low == high else f"{number(low)} to {_in_unit(high, unit)}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _multiple(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 10 else f"{ratio:.2f}×"
+
+
+FORMS: Mapping[str, Callable[..., object]] = {
+    "number": number,
+    "percent": _percent,
+    "decimal": _decimal,
+    "percent-mean": _mean(_percent),
+    "decimal-mean": _mean(_decimal),
+    "percent-gain": _mean(lambda value: f"{100 * value:+.1f} points"),
+    "decimal-gain": _mean(lambda value: f"{value:+.3f}"),
+    "estimate": _estimate,
+    "published": _published,
+    "unit": _in_unit,
+    "si": si,
+    "bytes": size,
+    "times": _multiple,
+    "three": lambda value: f"{value:.3g}",
+    "two": lambda value: f"{value:.2g}",
+    "milliseconds": lambda seconds: f"{1e3 * seconds:.3g} ms",
+    "exponent": lambda value: f"{value:.2f}",
+}
+
+
+class _Bare(HTMLParser):
+    """Collects the numbers that stand outside <data> and outside what names things."""
+
+    EMPTY = ("br", "img", "input", "link", "meta", "hr", "path", "rect", "circle", "line")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.exempt = 0
+        self.stack: list[bool] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.EMPTY:
+            return
+        free = tag == "data" or tag in NAMING or WORDS in (dict(attrs).get("class") or "").split()
+        self.stack.append(free)
+        self.exempt += free
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.EMPTY and self.stack:
+            self.exempt -= self.stack.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.exempt:
+            self.found += NUMBER.findall(data)
+
+
+def bare(html: str) -> Iterator[str]:
+    """The numbers of a page's HTML that have no address."""
+    parser = _Bare()
+    parser.feed(html)
+    parser.close()
+    yield from parser.found
