@@ -69,6 +69,19 @@ def test_published_whole_and_read_only(store: Store) -> None:
     assert store.leftovers() == []
 
 
+def test_an_entry_lists_its_digests(store: Store) -> None:
+    """In the form of sha256sum, over every file of the entry, also those that no view shows."""
+    what = job("fetch", "a")
+    publish(store, what)
+    folder = store.path(what)
+    lines = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    assert {name: digest for digest, name in lines} == {
+        name: sha256_of(folder / name) for name in ("artifact.txt", "provenance.json", RECORD)
+    }
+    assert show(store, what)
+    assert sorted(contents(store.data / "raw")) == ["folder/a/artifact.txt", f"folder/a/{RECORD}"]
+
+
 def build_and_fail(store: Store, error: Exception) -> None:
     with store.building(job("fetch", "a")) as folder:
         (folder / "half").write_text("half")

@@ -1,8 +1,9 @@
 """The content store and the views.
 
-data/store/<address>-<kind>-<label>/ holds one finished job: its artifacts, record.json (the same bytes on every run)
-and provenance.json (what differs each time). A job is built under a temporary name and published by one rename: what
-stands under its final name is complete. Entries are read-only, and nothing ever overwrites one.
+data/store/<address>-<kind>-<label>/ holds one finished job: its artifacts, record.json (the same bytes on every run),
+provenance.json (what differs each time) and SHA256SUMS over them all. A job is built under a temporary name and
+published by one rename: what stands under its final name is complete. Entries are read-only, and nothing ever
+overwrites one.
 
 data/{raw,prepared,runs} are views: real folders of hard links, under readable names, of exactly what the present plan
 names. DVC versions the views and may remove or restore them; the store loses nothing.
@@ -25,6 +26,7 @@ from noscratch.plan import VIEWS, Job, Plan
 
 RECORD = "record.json"
 PROVENANCE = "provenance.json"
+SUMS = "SHA256SUMS"
 
 
 def sha256_of(path: Path) -> str:
@@ -133,7 +135,14 @@ def _alive(pid: str) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    """Make the files read-only and durable: hard links share them with views and DVC's cache."""
+    """List the files' digests, and make them read-only and durable: hard links share them with views and DVC's cache.
+
+    The list is in the form of `sha256sum --check`. A record has hashed its artifacts already.
+    """
+    listed = read_record(folder)["artifacts"] if (folder / RECORD).is_file() else {}
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    digests = {name: listed[name]["sha256"] if name in listed else sha256_of(folder / name) for name in names}
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
@@ -152,7 +161,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _shown(folder: Path) -> list[Path]:
     """The files of a result that a view shows: all but what differs each time."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / PROVENANCE)
+    hidden = (folder / PROVENANCE, folder / SUMS)
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p not in hidden)
 
 
 def expected(store: Store, plan: Plan, view: str, blocked: Mapping[str, bytes]) -> dict[str, Path | bytes]:
