@@ -101,7 +101,8 @@ def make_checkout(root: Path) -> Checkout:
         source, target = ROOT / part, root / part
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "generated", "*.egg-info")
+            # Published runs are not those of the tiny plan.
+            ignored = shutil.ignore_patterns("__pycache__", "generated", "*.egg-info", "runs")
             shutil.copytree(source, target, ignore=ignored)
         else:
             shutil.copyfile(source, target)

@@ -78,6 +78,62 @@ def test_same_runs_same_bytes(tmp_path: Path) -> None:
     assert b"pandas" not in (tmp_path / "a" / "results.parquet").read_bytes()
 
 
+MINI = ("mini", "listops", "s4d", "scratch", 0)
+
+
+def test_published_runs_stand_beside_the_plan(tmp_path: Path) -> None:
+    """A published run counts until the present plan finishes its cell, or where its source cannot be had here."""
+    published = tmp_path / "records" / "runs"
+    write_run(published, MINI, right=150)
+    write_run(published, ("mini", "text", "s4d", "scratch", 0), right=150)
+    current = write_run(published, ("mini", "cola", "s4d", "spt-masked", 0), right=150)
+    write_run(published, ("mini", "cola", "s4d", "spt-masked", 0), "pretrain")
+    own = [
+        write_run(tmp_path / "runs", SCRATCH),
+        write_run(tmp_path / "runs", MINI, right=120),
+        write_run(tmp_path / "runs", ("mini", "text", "s4d", "scratch", 0), state="blocked"),
+    ]
+    collect(own, tmp_path, {json.loads((current / "record.json").read_text())["address"]})
+    rows = [row for row in read_results(tmp_path / "results.parquet") if row["split"] == "test" and row["primary"]]
+    assert {(row["tier"], row["task"]): (row["value"], row["code"]) for row in rows} == {
+        ("smoke", "listops"): (0.5, "current"),
+        ("mini", "listops"): (0.6, "current"),
+        ("mini", "text"): (0.75, "earlier"),
+        ("mini", "cola"): (0.75, "current"),
+    }
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["mini"]["text"]["s4d"]["scratch"]["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("place", "cell", "state", "message"),
+    [
+        ("mini/text/s4d/scratch/seed0/finetune", MINI, "done", "that of mini/listops"),
+        ("smoke/listops/s4d/scratch/seed0/finetune", SCRATCH, "done", "no evidence"),
+        ("mini/listops/s4d/scratch/seed0/finetune", MINI, "blocked", "no evidence"),
+    ],
+)
+def test_published_runs_refused(
+    tmp_path: Path, place: str, cell: tuple[str, str, str, str, int], state: str, message: str
+) -> None:
+    target = tmp_path / "records" / "runs" / place
+    target.parent.mkdir(parents=True)
+    write_run(tmp_path / "made", cell, state=state).rename(target)
+    with pytest.raises(RecordError, match=message):
+        collect([], tmp_path)
+    assert not (tmp_path / "results.parquet").exists()
+
+
+def test_setting_is_all_but_the_seed(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "runs", (*SCRATCH[:-1], seed), right=100 + seed) for seed in range(3)]
+    record = json.loads((folders[2] / "record.json").read_text())
+    record["settings"]["threads"] = 4
+    (folders[2] / "record.json").write_text(json.dumps(record))
+    collect(folders, tmp_path)
+    settings = {row["seed"]: row["setting"] for row in read_results(tmp_path / "results.parquet")}
+    assert settings[0] == settings[1] != settings[2]
+
+
 def test_nothing_to_collect(tmp_path: Path) -> None:
     collect([], tmp_path)
     assert read_results(tmp_path / "results.parquet") == []

@@ -92,6 +92,7 @@ def rows(scores: Scores, tier: str = "paper", seeds: Iterable[int] = range(5), *
             "pretrain_address": "",
             "kernels": "{}",
             "code": "current",
+            "setting": "0" * 12,
             "degenerate": False,
             "value": value
             + float(np.random.default_rng([seed, *repr((task, backbone, protocol)).encode()]).normal(0, 5e-4)),
@@ -115,6 +116,20 @@ def write(folder: Path, results: list[dict[str, Any]], ledger: str | None = None
 def verdicts(folder: Path, results: list[dict[str, Any]], ledger: str | None = None) -> list[dict[str, Any]]:
     judge(*write(folder, results, ledger), folder / "verdicts.parquet")
     return pq.read_table(folder / "verdicts.parquet").to_pylist()
+
+
+def test_only_repetitions_are_averaged(tmp_path: Path) -> None:
+    """Runs of other settings or code stay out of a mean: the present plan's count, else the largest group's."""
+    cell = {("listops", "s4", "scratch"): 0.60}
+    earlier = rows({("listops", "s4", "scratch"): 0.90}, code="earlier")
+    older = rows({("listops", "s4", "scratch"): 0.30}, seeds=range(5, 8), code="earlier", setting="1" * 12)
+    assert headlines(verdicts(tmp_path / "a", earlier + older, ACCURACY))["accuracy"] == "contradicted"
+    for seeds, verdict in ((range(8, 13), "supported"), (range(8, 10), "inconclusive")):
+        found = verdicts(tmp_path / str(seeds), rows(cell, seeds=seeds) + earlier + older, ACCURACY)
+        assert headlines(found)["accuracy"] == verdict
+        [quantity] = [row for row in found if row["level"] == "quantity"]
+        assert quantity["estimate"] == pytest.approx(60, abs=0.1)
+        assert quantity["seeds"] == json.dumps(list(seeds))
 
 
 def headlines(found: list[dict[str, Any]]) -> dict[str, str]:

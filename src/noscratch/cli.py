@@ -271,14 +271,16 @@ def view(names: Annotated[list[str], typer.Argument(help="raw, prepared, runs")]
 
 @app.command()
 def collect() -> None:
-    """Gather the records of the plan's runs into reports/results.parquet, metrics.json and curves.csv.
+    """Gather the records of the plan's runs, and the published ones, into reports/results.parquet, metrics.json and
+    curves.csv.
 
     Example: noscratch collect
     """
     from noscratch.results.collect import collect as gather
 
     store, the_plan = _checkout()
-    gather([store.data / "runs" / job.view for job in the_plan.in_view("runs")], store.root / "reports")
+    planned = {address for each in plans_of_all_tiers(the_plan.params) for address in each.jobs}
+    gather([store.data / "runs" / job.view for job in the_plan.in_view("runs")], store.root / "reports", planned)
 
 
 @app.command()

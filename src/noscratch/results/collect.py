@@ -1,4 +1,8 @@
-"""Collect: the records of the present plan become the tables of results.
+"""Collect: the records of the present plan, and those that were published before, become the tables of results.
+
+Published records lie below `reports/records/runs/<tier>/<task>/<backbone>/<protocol>/seed<k>/<phase>/` in git: record,
+provenance, curves and predictions of mini and paper runs, without weights. A cell that the present plan has finished
+stands for the published one; every other published one counts, whatever the plan says by now.
 
 `reports/results.parquet` has one row = cell x phase x split x metric, columns as in SCHEMA, sorted by KEY, in which no
 two rows agree. A run that is blocked, failed or diverged has one row: split "test", its primary metric if its record
@@ -15,7 +19,10 @@ names it and "" otherwise, value null. Its columns:
     selected_step                            the step that the selection rule chose
     parameters, steps, tokens_real, tokens_computed, flops      counts of the run
     kernels                                  JSON: kernel -> the backend that ran
-    code                                     "current": the record belongs to the present plan
+    code                                     "current": a tier's present plan names the address; "earlier": none does,
+                                             since settings or code changed after the run was published
+    setting                                  12 hex digits for the run's settings, seed apart, and code: runs of one
+                                             cell that differ in it are not repetitions of each other
 
 Nothing is taken on trust: predictions and curves must have the digests that the record states, every metric but the
 loss is computed again from the predictions, and two seeds of a cell may not be one run under two names.
@@ -29,8 +36,8 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,8 +79,10 @@ SCHEMA = pa.schema(
         pa.field("flops", pa.float64()),
         pa.field("kernels", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
+        pa.field("setting", pa.string(), nullable=False),
     ]
 )
+PUBLISHED = Path("records", "runs")
 COUNTS = ("parameters", "steps", "tokens_real", "tokens_computed", "flops")
 CURVES = ("step", "split", "metric", "value")
 TOLERANCE = 1e-9  # between a stored metric and the one computed again: both are float64 of the same predictions
@@ -91,6 +100,7 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
+    code: str = "current"
 
     @property
     def cell(self) -> tuple[str, str, str, str, int]:
@@ -122,14 +132,22 @@ class Run:
         return content
 
 
-def collect(runs: Sequence[Path], reports: Path) -> None:
-    """Read the record of every folder in `runs` and write results.parquet, metrics.json and curves.csv into `reports`.
+def collect(runs: Sequence[Path], reports: Path, planned: Collection[str] = ()) -> None:
+    """Write results.parquet, metrics.json and curves.csv into `reports` from the record of every folder in `runs`, the
+    view of the present plan, and the records published in `reports`/records/runs.
+
+    `planned` holds the addresses that some tier of params.yaml names.
 
     Raises RecordError, naming the folder, for a record that breaks the contract, a metric that differs from the one
     computed from the predictions by more than 1e-9, a changed artifact, a cell given twice, or seeds that are not
     distinct.
     """
-    read = sorted((_read(folder) for folder in runs), key=lambda run: (run.cell, run.phase))
+    read = [_read(folder) for folder in runs]
+    finished = {run.cell for run in read if run.record["state"] != "blocked"}
+    published = [run for run in _published(reports / PUBLISHED, planned) if run.cell not in finished]
+    # What cannot be had here may have been had elsewhere.
+    had = {run.cell for run in published}
+    read = sorted([*published, *(run for run in read if run.cell not in had)], key=lambda run: (run.cell, run.phase))
     _check_distinct(read)
     rows = [row for run in read for row in _rows(run)]
     rows.sort(key=lambda row: tuple(row[name] for name in KEY))
@@ -165,6 +183,7 @@ def _read(folder: Path) -> Run:
             and isinstance(run.cell[-1], int)
             and isinstance(record["artifacts"], dict)
             and isinstance(record["needs"], dict)
+            and isinstance(record["code"], str)
             and record["settings"].get("seed", run.cell[-1]) == run.cell[-1]
         )
     except FileNotFoundError:
@@ -178,6 +197,25 @@ def _read(folder: Path) -> Run:
     return run
 
 
+def _published(folder: Path, planned: Collection[str]) -> Iterator[Run]:
+    for path in sorted(folder.rglob("record.json")):
+        run = _read(path.parent)
+        place = path.parent.relative_to(folder).as_posix()
+        if run.name != place:
+            raise RecordError(f"{path}: the record is that of {run.name}. Move its folder there.")
+        if run.cell[0] == "smoke" or run.record["state"] == "blocked":
+            raise RecordError(
+                f"{path}: smoke runs and blocked ones are no evidence and are not published. Remove the folder."
+            )
+        yield replace(run, code="current" if run.record["address"] in planned else "earlier")
+
+
+def _setting(record: dict[str, Any]) -> str:
+    settings = {name: value for name, value in record["settings"].items() if name != "seed"}
+    text = json.dumps([settings, record["code"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _rows(run: Run) -> Iterator[Row]:
     record = run.record
     result = record["result"] or {}
@@ -189,7 +227,8 @@ def _rows(run: Run) -> Iterator[Row]:
         "pretrain_address": record["needs"].get("pretrained", ""),
         "selected_step": None,
         "kernels": json.dumps(result.get("kernels", {}), sort_keys=True),
-        "code": "current",
+        "code": run.code,
+        "setting": _setting(record),
     }
     base |= {name: result.get("counts", {}).get(name) for name in COUNTS}
     if not run.done:

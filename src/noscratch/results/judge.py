@@ -115,20 +115,29 @@ def judge(results: Path, claims: Path, out: Path) -> None:
 
 
 class Grid:
-    """The fine-tuned runs of results.parquet by tier and cell."""
+    """The fine-tuned runs of results.parquet by tier and cell: repetitions of each other, which differ in their seed.
+
+    Published runs may be older than the plan. Of a cell whose runs differ in more than the seed, those of the present
+    plan count, or where there are none the largest group.
+    """
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.runs: dict[tuple[str, Cell], dict[int, Run]] = defaultdict(dict)
+        found: dict[tuple[str, Cell], dict[tuple[str, str], dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
         for row in rows:
             if row["phase"] != "finetune":
                 continue
             cell = Cell(row["task"], row["backbone"], row["protocol"])
-            run = self.runs[row["tier"], cell].setdefault(row["seed"], Run(row["state"], row["reason"], {}))
+            group = found[row["tier"], cell][row["code"], row["setting"]]
+            run = group.setdefault(row["seed"], Run(row["state"], row["reason"], {}))
             if row["value"] is not None:
                 score = row["value"], bool(row["degenerate"])
                 run.scores[row["split"], row["metric"]] = score
                 if row["primary"]:
                     run.scores[row["split"], ""] = score
+        self.runs = {
+            place: groups[max(groups, key=lambda key: (key[0] == "current", len(groups[key]), key))]
+            for place, groups in found.items()
+        }
         self.cells = {cell for _, cell in self.runs}
         self.backbones = {cell.backbone for cell in self.cells}
         self.tiers = {tier for tier, _ in self.runs}

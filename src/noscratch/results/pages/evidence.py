@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
 from noscratch.results import claims, statistics
+from noscratch.results.collect import PUBLISHED
 from noscratch.results.pages.markup import slug
 
 PHASES = ("pretrain", "finetune")
@@ -132,7 +133,7 @@ class Evidence:
         self.papers = claims.load(root / "claims")
         self.results = _rows(root / "reports" / "results.parquet")
         self.verdicts = _rows(root / "reports" / "verdicts.parquet")
-        self.runs = {run.cell: run for run in map(self._run, self._run_folders())}
+        self.runs = self._runs()
         self.tasks = _records(root / "data" / "prepared")
         self.sources = _records(root / "data" / "raw")
         self.measurements = {
@@ -141,9 +142,12 @@ class Evidence:
         }
         self._check_results()
 
-    def _run_folders(self) -> list[Path]:
-        records = (self.root / "data" / "runs").glob("*/*/*/*/seed*/*/record.json")
-        return sorted({path.parent.parent for path in records})
+    def _runs(self) -> dict[Cell, Run]:
+        """The runs of the present plan, and the published ones that results.parquet takes beside them (see collect)."""
+        runs = {run.cell: run for run in map(self._run, _run_folders(self.root / "data" / "runs"))}
+        published = map(self._run, _run_folders(self.root / "reports" / PUBLISHED))
+        finished = {cell for cell, run in runs.items() if run.state != "blocked"}
+        return runs | {run.cell: run for run in published if run.cell not in finished}
 
     def _run(self, folder: Path) -> Run:
         records, digests, curves = {}, {}, {}
@@ -163,17 +167,17 @@ class Evidence:
         )
 
     def _check_results(self) -> None:
-        """Every number of the present plan is in the record that its row names, to the last digit."""
+        """Every number is in the record that its row names, to the last digit."""
         for row in self.results:
-            if row["code"] != "current" or row["value"] is None:
+            if row["value"] is None:
                 continue
             cell = cell_of(row)
             run = self.runs.get(cell)
             record = run.records.get(row["phase"]) if run else None
             if record is None:
                 raise PublishError(
-                    f"every published number has a record, but {cell.name} ({row['phase']}) has none under data/runs: "
-                    "run `dvc repro`, or `noscratch sync` after `dvc pull`"
+                    f"every published number has a record, but {cell.name} ({row['phase']}) has none under data/runs "
+                    "or reports/records/runs: run `dvc repro`, or `noscratch sync` after `dvc pull`"
                 )
             held = (record["result"] or {}).get("metrics", {}).get(row["split"], {}).get(row["metric"])
             if record["address"] != row["address"] or held != row["value"]:
@@ -236,6 +240,10 @@ def gain(scores: Sequence[Score], over: Sequence[Score]) -> Summary | None:
 
 def _summary(estimate: statistics.Estimate) -> Summary:
     return Summary(estimate.value, *statistics.interval(estimate), estimate.n)
+
+
+def _run_folders(root: Path) -> list[Path]:
+    return sorted({path.parent.parent for path in root.glob("*/*/*/*/seed*/*/record.json")})
 
 
 def _strength(tier: str) -> int:
