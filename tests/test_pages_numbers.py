@@ -80,3 +80,10 @@ def test_a_value_is_written_to_the_last_digit(value: float) -> None:
     assert float(numbers.exact(value)) == value
     assert numbers.exact(None) == "-"
     assert math.isnan(float(numbers.exact(math.nan)))
+
+
+def test_addresses_go_on_from_the_base_around_them() -> None:
+    inner = numbers.shown("curves/mini/listops/0", "two", 0.5) + numbers.shown("count/cells?tier=mini", "number", 3)
+    outer = numbers.under("curves/mini/", Html(inner))
+    assert outer.startswith('<div data-base="curves/mini/"><data ')
+    assert outer.count('data-cell="./listops/0"') == outer.count('data-cell="count/cells?tier=mini"') == 1

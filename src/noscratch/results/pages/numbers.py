@@ -11,11 +11,13 @@ No other text of a generated page may hold a number: `bare` finds those that do,
 titles, settings and quoted words are no numbers of ours; they stand in links, headings, heads of tables, <code>, <pre>,
 <time> or an element of class "ns-words". A figure (<svg>) is drawn from the values of the table under it.
 
-An address is a source and what identifies the number in it; parts are percent-encoded, so none holds a slash:
+An address is a source and what identifies the number in it; parts are percent-encoded, so none holds a slash. One that
+starts with "./" goes on where the `data-base` of the nearest element around it ends.
 
 results/TIER/TASK/BACKBONE/PROTOCOL/SEED/PHASE/SPLIT/METRIC/COLUMN
-    a row of reports/results.parquet and a column of it. SEED * stands for all finished seeds, and gives four values:
-    mean, low and high of its 95 % t interval ("-" for one seed), n
+    a row of reports/results.parquet and a column of it. SEED * stands for all finished seeds that are repetitions of
+    each other (one `setting`: that of the present plan, else the one with the most seeds), and gives four values: mean,
+    low and high of its 95 % t interval ("-" for one seed), n
 difference/TIER/TASK/BACKBONE/PROTOCOL/BACKBONE/PROTOCOL/METRIC
     the first backbone and protocol less the second, test scores paired over the seeds that both have: four values again
 verdicts/CLAIM/QUANTITY/TIER/COLUMN,COLUMN...
@@ -82,6 +84,11 @@ def inside(source: str, folder: str, *pointer: object) -> str:
     """The address of a place in a JSON file: inside("record", "data/runs/...", "result", "counts", "flops")."""
     steps = (str(step).replace("~", "~0").replace("/", "~1") for step in pointer)
     return f"{source}/{quote(folder)}#" + "".join(f"/{quote(step)}" for step in steps)
+
+
+def under(base: str, *children: object) -> Html:
+    """The children, with the addresses that start with `base` cut to what follows it."""
+    return tag("div", Html(join(children).replace(f' data-cell="{base}', ' data-cell="./')), data_base=base)
 
 
 def of_metric(metric: str, form: str = "") -> str:
