@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import json
 from collections.abc import Iterator
@@ -20,6 +19,9 @@ from noscratch.errors import NoscratchError
 
 WINDOW = 64
 """Batches per shuffled window, within which examples are sorted by length: longer windows pad less, but mix less."""
+
+REAL = 0.95
+"""Least share of what is computed together that is real: a batch, or a part of one of pairs, ends before it is less."""
 
 ORDER, MASK = 1, 2
 """First keys of `uniform`: what the numbers are for."""
@@ -72,10 +74,14 @@ class Batch:
     """(B,): int64 class or float32 value."""
     real: int
     """Number of real positions."""
+    parts: tuple[tuple[Tensor, int], ...]
+    """Which rows are encoded together, and the length that does for them: one part, but for pairs, where a text may be
+    much longer than its partner."""
 
     def to(self, device: torch.device) -> Batch:
         tokens, mask, label = (part.to(device, non_blocking=True) for part in (self.tokens, self.mask, self.label))
-        return Batch(self.index, tokens, mask, label, self.real)
+        parts = tuple((rows.to(device, non_blocking=True), length) for rows, length in self.parts)
+        return Batch(self.index, tokens, mask, label, self.real, parts)
 
 
 class Split:
@@ -128,31 +134,40 @@ class Split:
         # Texts are numbered through both columns, whether they come in pairs or alone.
         sequences = np.concatenate([index + row * len(self) for row in range(self._rows)])
         lengths = self._lengths[sequences]
-        longest = int(lengths.max())
-        tokens: NDArray[np.int64] = np.zeros((len(sequences), longest * self._channels), np.int64)
-        for row, sequence in enumerate(sequences):
-            column, example = divmod(int(sequence), len(self._labels))
-            part = bisect.bisect_right(self._firsts, example) - 1
-            offsets, values = self._texts[column][part]
-            start, end = offsets[example - self._firsts[part] :][:2]
-            tokens[row, : end - start] = values[start:end]
-        if self._channels > 1:
-            tokens = tokens.reshape(len(sequences), longest, self._channels)
-        mask = np.arange(longest) < lengths[:, None]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        tokens: NDArray[np.int64] = np.zeros((*mask.shape, self._channels), np.int64)
+        columns, examples = np.divmod(sequences, len(self._labels))
+        pieces = np.searchsorted(self._firsts, examples, side="right") - 1
+        # One copy for each piece of the file, not for each row: a batch of short texts has a thousand of them.
+        for column, piece in sorted({*zip(columns.tolist(), pieces.tolist(), strict=True)}):
+            here = (columns == column) & (pieces == piece)
+            offsets, values = self._texts[column][piece]
+            sizes = self._channels * lengths[here]
+            starts = offsets[examples[here] - self._firsts[piece]] - (sizes.cumsum() - sizes)
+            found = values[np.repeat(starts, sizes) + np.arange(sizes.sum())]
+            tokens[mask & here[:, None]] = found.reshape(-1, self._channels)
+        if self._channels == 1:
+            tokens = tokens.squeeze(-1)
         label = torch.from_numpy(self._labels[index % len(self._labels)])
-        return Batch(index, torch.from_numpy(tokens), torch.from_numpy(mask), label, int(lengths.sum()))
+        everything = np.arange(len(lengths))
+        rows = [everything] if self._rows == 1 else cut(np.argsort(lengths, kind="stable"), lengths, tokens.size)
+        parts = tuple((torch.from_numpy(part), int(lengths[part].max())) for part in rows)
+        return Batch(index, torch.from_numpy(tokens), torch.from_numpy(mask), label, int(lengths.sum()), parts)
 
 
 def cut(order: NDArray[np.int64], lengths: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Consecutive runs of `order`, whose lengths ascend, as long as count times longest stays within batch_tokens.
+    """Consecutive runs of `order`, whose lengths ascend, as long as count times longest stays within batch_tokens and
+    the sum of the lengths is at least REAL of that.
 
     An example that is longer than batch_tokens is a batch by itself.
     """
-    batches, start = [], 0
+    batches, start, real = [], 0, 0
     for end, length in enumerate(lengths[order].tolist()):
-        if end > start and (end + 1 - start) * length > batch_tokens:
+        computed = (end + 1 - start) * length
+        if end > start and (computed > batch_tokens or real + length < REAL * computed):
             batches.append(order[start:end])
-            start = end
+            start, real = end, 0
+        real += length
     return [*batches, order[start:]]
 
 

@@ -48,12 +48,23 @@ def outcome_of(model: Model, batch: Batch, objective: str, meta: Mapping[str, An
 
 def classify(model: Model, batch: Batch, kind: str) -> Outcome:
     """Cross-entropy of the class, or squared error of the value, of whole sequences or pairs of them."""
-    output = _wide(model.head(model.pool(model(batch.tokens, batch.mask), batch.mask)))
+    output = _wide(model.head(_encode(model, batch)))
     if kind == "classification":
         total = functional.cross_entropy(output, batch.label, reduction="sum", ignore_index=UNKNOWN)
     else:
         total = functional.mse_loss(output.squeeze(-1), batch.label.to(output.dtype), reduction="sum")
     return Outcome(total, len(batch.index), len(batch.index), output)
+
+
+def _encode(model: Model, batch: Batch) -> Tensor:
+    """Pooled features (R, D), part by part."""
+    if len(batch.parts) == 1:
+        return model.pool(model(batch.tokens, batch.mask), batch.mask)
+    pooled = []
+    for rows, length in batch.parts:
+        mask = batch.mask[rows, :length]
+        pooled.append(model.pool(model(batch.tokens[rows, :length], mask), mask))
+    return torch.cat(pooled)[torch.cat([rows for rows, _ in batch.parts]).argsort()]
 
 
 def hidden_positions(mask: Tensor, index: NDArray[np.int64], ratio: float, seed: int, epoch: int) -> Tensor:

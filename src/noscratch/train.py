@@ -74,7 +74,7 @@ class State:
     tokens_real: int = 0
     tokens_computed: int = 0
     shapes: dict[int, list[int]] = field(default_factory=dict)
-    """Length L of a batch -> number of such batches, and of their sequences."""
+    """Length L of what is encoded together -> how often, and how many sequences."""
     rows: int = 0
     """Rows that went through the head."""
     curve: list[tuple[int, str, str, float]] = field(default_factory=list)
@@ -346,13 +346,13 @@ def _restore(
 
 
 def _account(state: State, batch: Batch, terms: int, loss: float) -> None:
-    size, length = batch.mask.shape
     state.loss_total += loss
     state.loss_terms += terms
     state.tokens_real += batch.real
-    state.tokens_computed += size * length
-    batches, sequences = state.shapes.get(length, (0, 0))
-    state.shapes[length] = [batches + 1, sequences + size]
+    for rows, length in batch.parts:
+        state.tokens_computed += len(rows) * length
+        batches, sequences = state.shapes.get(length, (0, 0))
+        state.shapes[length] = [batches + 1, sequences + len(rows)]
     state.rows += terms
 
 
