@@ -296,7 +296,7 @@ def test_the_description_of_tokens_and_of_pixels(tmp_path: Path) -> None:
     assert meta["pixels"]["mask"] is None
     assert meta["pixels"]["pretraining"] == {"ratio": 0.5, "loss": "l1"}
     ids = json.loads((tmp_path / "tokens" / "splits.json").read_text())
-    assert ids == tasks.manifest("r", {split: [f"{split}/0"] for split in SPLITS})
+    assert ids == tasks.manifest("r", {split: [f"{split}/0"] for split in SPLITS}) | {"quarantine": []}
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -384,6 +384,17 @@ def test_pairs_channels_and_hidden_labels_are_described(tmp_path: Path) -> None:
     assert summary["splits"]["test"]["lengths"] == {"min": 2, "mean": 2.0, "max": 2}, "positions, not numbers"
     with pytest.raises(TaskError, match="toy/train: a position has 3 tokens"):
         tasks.write(tmp_path / "odd", "toy", pixels, three([[0, 1, 2, 3]], [1]), **colour)
+
+
+def test_a_corpus_has_training_text_alone_and_no_labels(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, kind="corpus", classes=0, metrics=())
+    summary = save(tmp_path / "c", spec, {"train": examples("c", [[1, 2], [3]], [-1, -1])}, 20)
+    assert summary["splits"] == {"train": {"examples": 2, "tokens": 3, "lengths": {"min": 1, "mean": 1.5, "max": 2}}}
+    assert json.loads((tmp_path / "c" / "meta.json").read_text())["kind"] == "corpus"
+    with pytest.raises(TaskError, match="the splits are train in this order, got train, validation, test"):
+        save(tmp_path / "three", spec, three([[1]], [-1]), 20)
+    with pytest.raises(TaskError, match="toy/train: these labels are hidden"):
+        save(tmp_path / "labelled", spec, {"train": examples("c", [[1]], [0])}, 20)
 
 
 def test_splits_are_complete_and_in_order(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -309,8 +312,7 @@ def test_a_limit_keeps_a_part_of_the_release(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"imgs/9/sample_3.png": b""}, "imgs/9/sample_3.png: a damaged image"),
-        ({"imgs/9/sample_3.png": b"\x89PNG\r\n\x1a\n cut"}, "imgs/9/sample_3.png: a damaged image"),
+        ({f"imgs/9/sample_{i}.png": b"" for i in range(11)}, r"imgs/9/sample_10.png \(an empty file\) is one more"),
         ({"imgs/9/sample_3.png": encoded(np.zeros((9, 9), np.uint8), "PNG")}, "32 x 32 gray pixels"),
         ({"imgs/9/sample_3.png": encoded(np.zeros((32, 32, 3), np.uint8), "PNG")}, "32 x 32 gray pixels"),
         ({"imgs/9/sample_3.png": None}, r"metadata/9\.npy, row 4: a folder and a file of the archive"),
@@ -323,11 +325,57 @@ def test_a_limit_keeps_a_part_of_the_release(tmp_path: Path) -> None:
 def test_a_damaged_release_is_refused_and_leaves_no_pixels(change: dict[str, Any], rule: str, tmp_path: Path) -> None:
     files = {name: data for name, data in (release() | change).items() if data is not None}
     pack(tmp_path / "raw" / "pathfinder32.tar", files)
-    with pytest.raises(TaskError, match=rf"pathfinder32\.tar.*{rule}.*Fetch the source again"):
+    with pytest.raises(TaskError, match=rf"pathfinder32\.tar.*{rule}.*[Ff]etch the source again"):
         pathfinder.prepare(
             pathfinder.Config(source="lra-pathfinder32"), {"lra-pathfinder32": tmp_path / "raw"}, tmp_path / "out"
         )
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.usefixtures("forty")
+def test_unreadable_images_are_set_aside_with_their_reasons_and_move_no_split(tmp_path: Path) -> None:
+    files = release()
+    whole = files["imgs/10/sample_30.png"]
+    broken = {
+        "imgs/10/sample_25.png": b"",
+        "imgs/10/sample_30.png": whole[:-40],
+        "imgs/9/sample_3.png": b"no image at all",
+        "imgs/9/sample_4.png": whole[:100] + bytes([whole[100] ^ 1]) + whole[101:],  # one bit of the pixels
+    }
+    found = []
+    for name, content in (
+        ("good", files),
+        ("bad", files | broken),
+        ("again", dict(reversed((files | broken).items()))),
+    ):
+        pack(tmp_path / name / "pathfinder32.tar", content)
+        config = pathfinder.Config(source="lra-pathfinder32")
+        found.append(pathfinder.prepare(config, {"lra-pathfinder32": tmp_path / name}, tmp_path / name / "out"))
+    good, bad, again = found
+    assert good["quarantine"] == []
+    undecoded = "no PNG image that can be decoded"
+    reasons = [[name, undecoded if data else "an empty file"] for name, data in sorted(broken.items())]
+    assert bad["quarantine"] == again["quarantine"] == reasons
+    assert json.loads((tmp_path / "bad" / "out" / "splits.json").read_text())["quarantine"] == reasons
+    places = {f"{place:06d}" for place in (25, 30, 3, 4)}
+    for split in tasks.SPLITS:
+        one, other = rows_of(tmp_path / "good" / "out", split), rows_of(tmp_path / "bad" / "out", split)
+        kept = [i for i, name in enumerate(one["id"]) if name not in places]
+        assert other == {column: [values[i] for i in kept] for column, values in one.items()}, split
+        same = [(tmp_path / name / "out" / f"{split}.arrow").read_bytes() for name in ("bad", "again")]
+        assert same[0] == same[1], "whatever the order of the archive"
+
+
+@given(st.data())
+def test_a_changed_image_is_never_taken_for_the_official_one(data: st.DataObject) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (32, 32), np.uint8)
+    whole = encoded(pixels, "PNG")
+    changed = bytearray(whole[: data.draw(st.integers(0, len(whole)), label="length")])
+    for _ in range(data.draw(st.integers(0, 3), label="flips") if changed else 0):
+        changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with contextlib.suppress(TaskError):  # a header of another form
+        got = pathfinder._decode(Path("a.tar"), "imgs/0/a.png", bytes(changed), 32)
+        assert isinstance(got, str) or np.array_equal(got, pixels.reshape(-1))
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,32 @@
-"""Tokenizers: what goes in comes out, ids keep their places, and training gives the same pieces every time."""
+"""Tokenizers of symbols: what goes in comes out, ids keep their places."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from noscratch.tokenize import (
+    BYT5_EOS,
+    BYT5_VOCABULARY,
     BYTES_EOS,
     BYTES_VOCABULARY,
     CHARACTERS_EOS,
-    SPECIALS,
     TokenizeError,
     Tokens,
+    byt5_tokens,
     byte_tokens,
     character_tokens,
     frequent_characters,
-    train_wordpiece,
-    wordpiece_tokens,
 )
 
-PAD, UNKNOWN, CLS, SEP = range(4)
-TEXT = "the cat sat on a mat while another cat was chasing the scattered rats across matted carpets"
-TEXTS = [" ".join(TEXT.split()[i % 7 : 3 + i % 13]) + "." for i in range(60)]
-
 texts = st.lists(st.binary(max_size=40), min_size=1, max_size=12)
-sentences = st.text(st.sampled_from("abcdefg .,!éß中\u2028\u0301"), min_size=1, max_size=30)
+pairs = st.lists(st.tuples(st.binary(max_size=30), st.binary(max_size=30)), min_size=1, max_size=12)
 
 
 def runs(tokens: Tokens) -> list[list[int]]:
@@ -61,6 +55,43 @@ def test_a_length_without_room_for_a_byte_is_refused() -> None:
         byte_tokens([b"a"], 1)
 
 
+# ---------------------------------------------------------------- bytes of ByT5
+
+
+@given(texts, st.integers(2, 50))
+def test_bytes_of_byt5_are_shifted_by_three_cut_and_ended(texts: list[bytes], length: int) -> None:
+    tokens = byt5_tokens([(text,) for text in texts], length)
+    assert runs(tokens) == [[*(byte + 3 for byte in text[: length - 1]), BYT5_EOS] for text in texts]
+
+
+def test_the_ids_of_byt5_leave_padding_unknown_and_mask_free() -> None:
+    tokens = byt5_tokens([(bytes(range(256)),)], 300)
+    assert sorted(tokens.ids.tolist()) == [BYT5_EOS, *range(3, BYT5_VOCABULARY - 1)]
+
+
+@given(pairs, st.integers(4, 50))
+def test_a_pair_of_byte_texts_is_joined_and_the_longer_is_cut_first(
+    pairs: list[tuple[bytes, bytes]], length: int
+) -> None:
+    """The same lengths as the library leaves of a pair whose marks are the two ends."""
+    library = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[E]": 2}, unk_token="a"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks: Any = [("[E]", 2)]
+    library.post_processor = processors.TemplateProcessing(single="$A [E]", pair="$A [E] $B [E]", special_tokens=marks)
+    library.enable_truncation(length)
+    for (a, b), run in zip(pairs, runs(byt5_tokens(pairs, length)), strict=True):
+        ids = library.encode("a " * len(a), "b " * len(b)).ids
+        one, two = ids.count(0), ids.count(1)
+        assert run == [*(x + 3 for x in a[:one]), BYT5_EOS, *(x + 3 for x in b[:two]), BYT5_EOS]
+        assert len(run) == min(length, len(a) + len(b) + 2)
+
+
+@pytest.mark.parametrize(("texts", "length"), [([(b"a",)], 1), ([(b"a", b"b")], 3)])
+def test_a_length_without_room_for_a_byte_of_each_text_is_refused(texts: list[Any], length: int) -> None:
+    with pytest.raises(TokenizeError, match=f"at least {length + 1} .* got {length}"):
+        byt5_tokens(texts, length)
+
+
 # ---------------------------------------------------------------- characters
 
 
@@ -79,100 +110,3 @@ def test_a_character_outside_the_training_text_is_unknown() -> None:
     assert runs(character_tokens(["a\U0010ffff\x00b"], "ab", 9)) == [[3, 1, 1, 4, CHARACTERS_EOS]]
     with pytest.raises(TokenizeError, match="at least 2"):
         character_tokens(["a"], "a", 1)
-
-
-# ---------------------------------------------------------------- WordPiece
-
-
-@pytest.mark.parametrize("vocabulary", [32, 60, 100, 5000])
-def test_specials_keep_their_ids_whatever_the_training_yields(vocabulary: int) -> None:
-    pieces = train_wordpiece(TEXTS, vocabulary).get_vocab()
-    assert len(pieces) <= vocabulary, "never more ids than asked"
-    assert sorted(pieces.values()) == list(range(len(pieces))), "ids without a gap"
-    assert [pieces[special] for special in SPECIALS] == [PAD, UNKNOWN, CLS, SEP]
-    assert pieces["[MASK]"] == len(pieces) - 1, "the mask is the last id"
-    if vocabulary == 5000:
-        assert len(pieces) < 200, "this text cannot fill 5000 ids, so the case of fewer pieces is covered"
-
-
-def test_an_alphabet_larger_than_its_share_keeps_the_most_frequent_characters() -> None:
-    rare = [chr(0x561 + i) for i in range(38)]
-    pieces = train_wordpiece(["ab ba " * 50, *rare], 64).get_vocab()
-    assert len(pieces) <= 64
-    assert {"a", "b", "##a", "##b"} <= pieces.keys(), "frequent characters stay"
-    assert sum(character in pieces for character in rare) == 64 // 4 - 2, "the alphabet has a quarter of the ids"
-
-
-def test_training_is_the_same_in_every_process() -> None:
-    """The library alone numbers `##c` pieces in the order of a hash map with a random seed."""
-    code = (
-        "import hashlib; from noscratch.tokenize import train_wordpiece\n"
-        f"tokenizer = train_wordpiece({TEXTS!r}, 80)\n"
-        "print(hashlib.sha256(tokenizer.to_str(pretty=True).encode()).hexdigest())"
-    )
-    here = hashlib.sha256(train_wordpiece(TEXTS, 80).to_str(pretty=True).encode()).hexdigest()
-    for seed, threads in (("1", "1"), ("2", "3")):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
-        ran = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
-        )
-        assert ran.stdout.strip() == here, f"hash seed {seed}, {threads} threads"
-
-
-@given(st.lists(sentences, min_size=1, max_size=8), st.integers(3, 40))
-def test_a_single_text_is_marked_and_cut(texts: list[str], length: int) -> None:
-    tokenizer = train_wordpiece(TEXTS, 80)
-    whole = runs(wordpiece_tokens(tokenizer, [(text,) for text in texts], 1000))
-    cut = runs(wordpiece_tokens(tokenizer, [(text,) for text in texts], length))
-    for full, short in zip(whole, cut, strict=True):
-        assert (full[0], full[-1]) == (CLS, SEP)
-        assert min(full) > PAD, "no padding inside"
-        assert max(full) < tokenizer.get_vocab_size() - 1, "no mask inside"
-        assert short == (full if len(full) <= length else [*full[: length - 1], SEP]), f"cut to {length}"
-
-
-@given(sentences, sentences, st.integers(5, 60))
-def test_a_pair_is_joined_and_the_longer_text_is_cut_first(a: str, b: str, length: int) -> None:
-    tokenizer = train_wordpiece(TEXTS, 80)
-    alone = [run[1:-1] for run in runs(wordpiece_tokens(tokenizer, [(a,), (b,)], 1000))]
-    (joined,) = runs(wordpiece_tokens(tokenizer, [(a, b)], 1000))
-    assert joined == [CLS, *alone[0], SEP, *alone[1], SEP]
-    (short,) = runs(wordpiece_tokens(tokenizer, [(a, b)], length))
-    assert len(short) == min(length, len(joined))
-    first, second, rest = "".join(chr(i) for i in short[1:]).split(chr(SEP))
-    assert rest == ""
-    for part, full, other in ((first, alone[0], alone[1]), (second, alone[1], alone[0])):
-        assert [ord(c) for c in part] == full[: len(part)], "what is left is a beginning"
-        if len(full) * 2 <= length - 3:
-            assert len(part) == len(full), f"the shorter text stays whole beside {len(other)} pieces"
-
-
-def test_words_come_back_from_their_pieces() -> None:
-    tokenizer = train_wordpiece(TEXTS, 120)
-    pieces = [tokenizer.id_to_token(i) for i in wordpiece_tokens(tokenizer, [("The rats scattered.",)], 50).ids]
-    assert "".join(pieces[1:-1]).replace("##", "") == "theratsscattered.", "lower case, punctuation apart, nothing lost"
-
-
-def test_what_training_never_saw_is_unknown() -> None:
-    tokenizer = train_wordpiece(TEXTS, 120)
-    assert runs(wordpiece_tokens(tokenizer, [("cat Ω",)], 50))[0][2:] == [UNKNOWN, SEP]
-
-
-def test_a_special_token_spelled_out_in_a_text_is_text() -> None:
-    tokenizer = train_wordpiece([*TEXTS, "[ M A S K ] p d"], 200)
-    (ids,) = runs(wordpiece_tokens(tokenizer, [("[MASK] [PAD] [SEP]",)], 50))
-    assert tokenizer.get_vocab_size() - 1 not in ids
-    assert PAD not in ids
-    assert ids.count(SEP) == 1
-
-
-@pytest.mark.parametrize("vocabulary", [0, 31, 2**16 + 1])
-def test_a_vocabulary_that_cannot_be_kept_is_refused(vocabulary: int) -> None:
-    with pytest.raises(TokenizeError, match=f"32 to 65536 .* got {vocabulary}"):
-        train_wordpiece(TEXTS, vocabulary)
-
-
-@pytest.mark.parametrize(("text", "length"), [(("a",), 2), (("a", "b"), 4)])
-def test_a_length_without_room_for_text_is_refused(text: tuple[str, ...], length: int) -> None:
-    with pytest.raises(TokenizeError, match=f"at least {length + 1}, got {length}"):
-        wordpiece_tokens(train_wordpiece(TEXTS, 80), [text], length)

@@ -114,7 +114,7 @@ def run(
     finetune = settings["phase"] == "finetune"
     _prepare_process(settings["threads"], where)
     meta = read_meta(prepared)
-    primary = meta["metrics"][0]
+    primary = meta["metrics"][0] if finetune else "loss"
 
     # The model, its optimizer and where an earlier call left them.
     model = build_model(meta, settings, _seed(seed, "parameters")).to(where, WIDTHS[settings["dtype"]])
@@ -210,7 +210,7 @@ def run(
     return {
         "phase": settings["phase"],
         "metrics": metrics,
-        "primary": primary if finetune else "loss",
+        "primary": primary,
         "selection": selection,
         "examples": examples,
         "counts": {

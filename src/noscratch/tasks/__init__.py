@@ -5,7 +5,8 @@ A task turns raw files into three memory-mappable token tables, a description an
     {train,validation,test}.arrow   Arrow IPC file, uncompressed: id, tokens, label (table_schema)
     submission.arrow                GLUE alone: the benchmark's own test sets, labels hidden (-1), to be predicted last
     meta.json                       what a model must know: kind, classes, metrics, vocabulary, special ids, length
-    splits.json                     which examples are in which split: the rule, count and sha256 over the sorted ids
+    splits.json                     which examples are in which split: the rule, count and sha256 over the sorted ids;
+                                    quarantine: files that hold no example because they cannot be read, and why
 
 A task has variants: `image-jpeg` in params.yaml is image.py under another Config. A variant may name its `source`, one
 that takes the place of SPEC.sources, and say `partial: true` where a partial form of the source will do; any other
@@ -38,6 +39,7 @@ SPLITS = ("train", "validation", "test")
 SUBMISSION = "submission"
 PAD = 0
 BATCH_TOKENS = 2**28  # most tokens of one record batch that tasks write, which bounds memory
+QUARANTINE = 10  # most files of one source that may be set aside: more are no accident, and the source is refused
 
 # Holding out and keeping a prefix are pure functions of an example's id, so that no list has to be drawn or stored.
 HOLD_OUT_SEED = 0
@@ -66,11 +68,12 @@ class Pretraining:
 class Spec:
     """What is fixed about a task. `sources` is empty where the data are generated; `classes` is 1 for regression;
     the first of `metrics` is the primary one (names of noscratch.metrics); `pairs`: an example is two texts, each
-    encoded alone; protocol: "clean", or "legacy" where a paper's own rule is kept."""
+    encoded alone; protocol: "clean", or "legacy" where a paper's own rule is kept. kind "corpus": text to pretrain on,
+    with neither classes nor metrics (noscratch.corpora)."""
 
     title: str
     sources: tuple[str, ...]
-    kind: Literal["classification", "regression"]
+    kind: Literal["classification", "regression", "corpus"]
     classes: int
     metrics: tuple[str, ...]
     inputs: Literal["tokens", "pixels"]
@@ -244,6 +247,7 @@ def write(
     length: int,
     rule: str,
     channels: int = 1,
+    quarantine: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """Write the tables, meta.json and splits.json into the folder `out`; return the summary.
 
@@ -251,16 +255,19 @@ def write(
     not fit into memory). vocabulary: number of ids, special ones included: pad is 0 and, for tokens, mask is
     vocabulary - 1. channels: numbers at each position (3 for red, green and blue, which follow one another in tokens).
     length: the most positions that an example may have; a longer one, an empty one or an id outside is an error.
-    Summary: examples, label counts (mean, least and greatest for a regression) and lengths of each split.
+    quarantine: (file, reason) of what was set aside. A corpus has the split train alone, and its labels are -1.
+    Summary: examples, label counts (mean, least and greatest for a regression) and lengths of each split; quarantine.
     """
-    if tuple(splits) not in (SPLITS, (*SPLITS, SUBMISSION)):
-        raise TaskError(f"{task}: the splits are {', '.join(SPLITS)} in this order, got {', '.join(splits)}")
+    whole = SPLITS[:1] if spec.kind == "corpus" else SPLITS
+    if tuple(splits) not in (whole, (*SPLITS, SUBMISSION)):
+        raise TaskError(f"{task}: the splits are {', '.join(whole)} in this order, got {', '.join(splits)}")
     out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {}
     ids: dict[str, list[str]] = {}
     schema = table_schema(spec, vocabulary)
     for split, parts in splits.items():
-        described = _Described(f"{task}/{split}", spec, vocabulary, length, channels, split != SUBMISSION)
+        labelled = split != SUBMISSION and spec.kind != "corpus"
+        described = _Described(f"{task}/{split}", spec, vocabulary, length, channels, labelled)
         with pa.OSFile(str(out / f"{split}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             for part in (parts,) if isinstance(parts, Examples) else parts:
                 described.add(part)
@@ -286,8 +293,9 @@ def write(
         "pretraining": {"ratio": spec.pretraining.ratio, "loss": spec.pretraining.loss},
     }
     write_json(out / "meta.json", meta)
-    write_json(out / "splits.json", manifest(rule, ids, spec.protocol == "legacy"))
-    return {"vocabulary": vocabulary, "length": length, "splits": summary}
+    aside = {"quarantine": [list(entry) for entry in sorted(quarantine)]}
+    write_json(out / "splits.json", manifest(rule, ids, spec.protocol == "legacy") | aside)
+    return {"vocabulary": vocabulary, "length": length, "splits": summary, **aside}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from noscratch.subwords import encode, train_wordpiece
 from noscratch.tasks import (
     HOLD_OUT_RULE,
     SUBMISSION,
@@ -35,7 +36,6 @@ from noscratch.tasks import (
     prefix,
     write,
 )
-from noscratch.tokenize import train_wordpiece, wordpiece_tokens
 
 OFFICIAL = ("train", "dev", "test")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -306,10 +306,10 @@ def hidden(tables: Mapping[str, Table]) -> dict[str, Table]:
 def build(task: str, spec: Spec, config: Config, splits: Mapping[str, Table], out: Path) -> dict[str, Any]:
     """Keep the asked number of examples, train WordPiece on the training texts that are kept, encode, write."""
     kept = {name: table.take(prefix(table.ids, getattr(config, name))) for name, table in splits.items()}
-    tokenizer = train_wordpiece((text for texts in kept["train"].texts for text in texts), config.vocabulary)
+    tokenizer = train_wordpiece([text for texts in kept["train"].texts for text in texts], config.vocabulary)
     examples = {}
     for name, table in kept.items():
-        ids, offsets = wordpiece_tokens(tokenizer, table.texts, config.length)
+        ids, offsets = encode(tokenizer, table.texts, config.length)
         examples[name] = Examples(table.ids, ids, offsets, table.labels)
     size = tokenizer.get_vocab_size()
     summary = write(out, task, spec, examples, vocabulary=size, eos=None, length=config.length, rule=RULE)

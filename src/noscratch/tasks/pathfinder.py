@@ -6,6 +6,8 @@ images of the release, which are another task: the two are never mixed.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from noscratch.sources.unpack import members
 from noscratch.tasks import (
     BATCH_TOKENS,
+    QUARANTINE,
     SPLITS,
     Examples,
     Pretraining,
@@ -105,7 +108,8 @@ def _generated(config: Config, start: int, stop: int) -> Iterator[Examples]:
 def _prepare_release(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Read the archive, place every image by the metadata, split as S4 does, write.
 
-    The pixels (13 GB at 256) pass through a file of their own, which is removed.
+    An image that cannot be read keeps its place, so that no split moves, and is left out of its split. The pixels
+    (13 GB at 256) pass through a file of their own, which is removed.
     """
     size = RELEASES.get(str(config.source))
     if size is None or size != config.resolution or config.distractors is not None or config.seed != 0:
@@ -123,13 +127,14 @@ def _prepare_release(config: Config, raw: Mapping[str, Path], out: Path) -> dict
     scratch = out / "pixels.unfinished"
     try:
         pixels = np.memmap(scratch, np.uint8, "w+", shape=(IMAGES, size * size))
-        at, labels = read_release(raw[config.source] / f"pathfinder{size}.tar", size, pixels)
+        at, labels, aside = read_release(raw[config.source] / f"pathfinder{size}.tar", size, pixels)
         splits = {}
         for split, names in ids.items():
-            kept = prefix(names, getattr(config, split))
-            splits[split] = _placed(np.array(names, np.int64)[kept], pixels, at, labels)
+            places = np.array(names, np.int64)[prefix(names, getattr(config, split))]
+            splits[split] = _placed(places[at[places] >= 0], pixels, at, labels)
         spec = replace(SPEC, title=f"Pathfinder at {size} pixels, the release", sources=(config.source,))
-        return write(out, "pathfinder", spec, splits, vocabulary=256, eos=None, length=size * size, rule=RELEASE_RULE)
+        return write(out, "pathfinder", spec, splits, vocabulary=256, eos=None, length=size * size, rule=RELEASE_RULE,
+                     quarantine=aside)  # fmt: skip
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -145,14 +150,19 @@ def _placed(
         yield Examples([f"{place:06d}" for place in part], tokens, np.arange(len(part) + 1) * length, labels[part])
 
 
-def read_release(archive: Path, size: int, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def read_release(
+    archive: Path, size: int, pixels: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[str, str]]]:
     """Read imgs/<batch>/<name>.png into the rows of `pixels` as they come, and metadata/<batch>.npy, which is text.
 
-    Returns, for each place in the order of the metadata, the row of its pixels and its label. An image that cannot be
-    decoded, has another form, or is in one of the two and not in the other is an error that names it.
+    Returns, for each place in the order of the metadata, the row of its pixels (-1: set aside) and its label; and the
+    images that were set aside because they are empty or cannot be decoded, each with the reason. More than QUARANTINE
+    of them, one of another form, and one that is in the archive or the metadata alone are errors that name it.
     """
     rows: dict[str, int] = {}
+    aside: list[tuple[str, str]] = []
     listed: dict[int, list[str]] = {}
+    count = 0
     for member in members(archive):
         folder, _, name = member.name.rpartition("/")
         if folder == "metadata" and name.removesuffix(".npy").isdecimal():
@@ -160,8 +170,19 @@ def read_release(archive: Path, size: int, pixels: NDArray[np.uint8]) -> tuple[N
         elif folder.startswith("imgs/") and name.endswith(".png"):
             if len(rows) == len(pixels):
                 raise TaskError(f"{archive.name}: more than {len(pixels)} images. Fetch the source again")
-            pixels[len(rows)] = _decode(archive, member.name, member.stream.read(), size)
-            rows[member.name] = len(rows)
+            image = _decode(archive, member.name, member.stream.read(), size)
+            if isinstance(image, str):
+                aside.append((member.name, image))
+                rows[member.name] = -1
+                if len(aside) > QUARANTINE:
+                    raise TaskError(
+                        f"{archive.name}: at most {QUARANTINE} images may be unreadable; {member.name} ({image}) is "
+                        "one more. This is not the official archive: fetch the source again"
+                    )
+            else:
+                pixels[count] = image
+                rows[member.name] = count
+                count += 1
     at, labels = [], []
     for batch in sorted(listed):
         for line, text in enumerate(listed[batch], 1):
@@ -181,21 +202,28 @@ def read_release(archive: Path, size: int, pixels: NDArray[np.uint8]) -> tuple[N
             f"{archive.name}: {len(pixels)} images, each in the metadata; got {len(at)} and {len(rows)} that no "
             "metadata name. Fetch the source again"
         )
-    return np.array(at, np.int64), np.array(labels, np.int64)
+    return np.array(at, np.int64), np.array(labels, np.int64), aside
 
 
-def _decode(archive: Path, name: str, data: bytes, size: int) -> NDArray[np.uint8]:
+def _decode(archive: Path, name: str, data: bytes, size: int) -> NDArray[np.uint8] | str:
+    """The pixels of an image, its check sums verified, or why it cannot be read: in words of our own, since those of
+    the library differ between its versions."""
     import io
 
     from PIL import Image
 
+    if not data:
+        return "an empty file"
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (size, size) or image.mode != "L":
-                raise TaskError(
-                    f"{archive.name}, {name}: an image has {size} x {size} gray pixels, got {image.size} in mode "
-                    f"{image.mode}. Fetch the source again"
-                )
+            form = image.size, image.mode
+            image.verify()
+        if form != ((size, size), "L"):
+            raise TaskError(
+                f"{archive.name}, {name}: an image has {size} x {size} gray pixels, got {form[0]} in mode {form[1]}. "
+                "Fetch the source again"
+            )
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.asarray(image).reshape(-1)
-    except (OSError, SyntaxError) as error:
-        raise TaskError(f"{archive.name}, {name}: a damaged image ({error}). Fetch the source again") from error
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
+        return "no PNG image that can be decoded"

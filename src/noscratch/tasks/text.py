@@ -7,10 +7,10 @@ bytes as they are; every other member (unlabelled reviews, bags of words, addres
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +71,8 @@ class Config:
     protocol: clean, or legacy, which selects on the test set. train, validation, test: examples kept, 0 for all."""
 
     length: int = 4096
-    tokens: str = "bytes"
-    protocol: str = "clean"
+    tokens: Literal["bytes", "characters"] = "bytes"
+    protocol: Literal["clean", "legacy"] = "clean"
     train: int = 0
     validation: int = 0
     test: int = 0
@@ -90,12 +90,22 @@ class Reviews:
         return Reviews([self.ids[i] for i in rows], [self.texts[i] for i in rows], self.labels[rows])
 
 
-def read(archive: Path) -> dict[str, Reviews]:
-    """The labelled reviews of the archive, by official set, whatever the order of its members."""
-    found: dict[str, list[tuple[int, int, str, bytes]]] = {"train": [], "test": []}
+def archive_in(folder: Path) -> Path:
+    """The one archive that the source is, in either form."""
+    archives = [path for name in ARCHIVES if (path := folder / name).is_file()]
+    if len(archives) != 1:
+        raise TaskError(
+            f"imdb: one of {' and '.join(ARCHIVES)} is expected, found {len(archives)}: fetch the source again"
+        )
+    return archives[0]
+
+
+def read(archive: Path, sets: Sequence[str] = ("train", "test")) -> dict[str, Reviews]:
+    """The labelled reviews of the archive, by official set, whatever the order of its members; only `sets` are read."""
+    found: dict[str, list[tuple[int, int, str, bytes]]] = {name: [] for name in sets}
+    folders = {f"aclImdb/{name}/{label}" for name in sets for label in LABELS}
     for member in members(archive):
-        folder = member.name.rpartition("/")[0]
-        if folder.removeprefix("aclImdb/") not in ("train/neg", "train/pos", "test/neg", "test/pos"):
+        if member.name.rpartition("/")[0] not in folders:
             continue
         match = REVIEW.fullmatch(member.name)
         if match is None:
@@ -124,10 +134,10 @@ def _broken(archive: Path, member: str, rule: str) -> TaskError:
 
 
 def check_totals(reviews: Mapping[str, Reviews]) -> None:
-    """Assert the published rows by label and bytes of text of both official sets."""
-    for split, expected in TEXT_BYTES.items():
-        labels = np.bincount(reviews[split].labels, minlength=2).tolist()
-        got = text_bytes(reviews[split])
+    """Assert the published rows by label and bytes of text of the official sets that were read."""
+    for split, part in reviews.items():
+        expected, got = TEXT_BYTES[split], text_bytes(part)
+        labels = np.bincount(part.labels, minlength=2).tolist()
         if labels != [REVIEWS, REVIEWS] or got != expected:
             raise TaskError(
                 f"imdb/{split}: the official set has {REVIEWS} reviews of each label and {expected} bytes of text, got "
@@ -160,12 +170,7 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
             "text: tokens are bytes or characters, the protocol is clean or legacy, got "
             f"{config.tokens!r} and {config.protocol!r}: correct it in params.yaml"
         )
-    archives = [path for name in ARCHIVES if (path := raw["imdb"] / name).is_file()]
-    if len(archives) != 1:
-        raise TaskError(
-            f"imdb: one of {' and '.join(ARCHIVES)} is expected, found {len(archives)}: fetch the source again"
-        )
-    reviews = read(archives[0])
+    reviews = read(archive_in(raw["imdb"]))
     check_totals(reviews)
     splits = split(reviews, config.protocol)
     ids = {name: part.ids for name, part in splits.items()}
@@ -201,7 +206,7 @@ def build(config: Config, splits: Mapping[str, Reviews], out: Path) -> dict[str,
     spec = replace(
         SPEC,
         title=f"{SPEC.title}, {config.tokens}{', selected on the test set' if legacy else ''}",
-        protocol=cast(Any, config.protocol),
+        protocol=config.protocol,
     )
     rule = LEGACY_RULE if legacy else RULE
     return write(out, "text", spec, examples, vocabulary=vocabulary, eos=eos, length=config.length, rule=rule)
