@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, re
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
-from noscratch.store import PROVENANCE, Store, difference, expected, make_view, read_record, sync
+from noscratch.store import Store, difference, expected, make_view, read_provenance, read_record, sync
 
 # What an exit code means to a script or a scheduler.
 EXIT_ERROR = 1
@@ -201,9 +200,8 @@ def _sources_table(store: Store, the_plan: Plan) -> Table:
         cells = ["", "", "", ""]
         if job is not None and store.has(job):
             record = read_record(store.path(job))
-            provenance = store.path(job) / PROVENANCE
-            # What was adopted from a pulled view has none: views hold only what is the same on every machine.
-            origin = json.loads(provenance.read_text(encoding="utf-8"))["origin"] if provenance.is_file() else "view"
+            # What was adopted from a pulled view has no provenance: views hold what is the same on every machine.
+            origin = read_provenance(store.path(job)).get("origin", "view")
             files = record["artifacts"].values()
             digests = sorted(file["sha256"][:12] for file in files)
             size = sum(file["bytes"] for file in files)

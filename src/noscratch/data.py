@@ -111,17 +111,26 @@ class Split:
         self._texts: list[list[tuple[NDArray[Any], NDArray[Any]]]] = texts
         self._labels: NDArray[Any] = labels
         self._channels: int = meta["channels"]
-        self._rows = 1 if alone else len(texts)
+        self.rows = 1 if alone else len(texts)
+        """Sequences of an example: two for a pair."""
         self._firsts = list(itertools.accumulate(map(len, parts[0][:-1]), initial=0))
         sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for text in texts for offsets, _ in text)])
         if not len(sizes) or sizes.min() < 1:
             raise DataError(f"A split has examples, each of at least one token; {path} does not. Prepare it again.")
         self._lengths = sizes // self._channels
-        self.lengths: NDArray[np.int64] = self._rows * self._lengths.reshape(self._rows, -1).max(axis=0)
+        self.lengths: NDArray[np.int64] = self.rows * self._lengths.reshape(self.rows, -1).max(axis=0)
         """(n,): positions of each example in a batch of which it is the longest: of a pair, twice the longer text."""
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def shape(self, index: NDArray[np.int64]) -> tuple[int, int]:
+        """Number of sequences in the batch of these examples, and their common length."""
+        return self.rows * len(index), int(self.lengths[index].max()) // self.rows
+
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """Every length that a batch can have, ascending."""
+        return np.unique(self.lengths) // self.rows
 
     def ids(self) -> pa.StringArray:
         return self._table.column("id").combine_chunks()
@@ -132,7 +141,7 @@ class Split:
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
         # Texts are numbered through both columns, whether they come in pairs or alone.
-        sequences = np.concatenate([index + row * len(self) for row in range(self._rows)])
+        sequences = np.concatenate([index + row * len(self) for row in range(self.rows)])
         lengths = self._lengths[sequences]
         mask = np.arange(lengths.max()) < lengths[:, None]
         tokens: NDArray[np.int64] = np.zeros((*mask.shape, self._channels), np.int64)

@@ -1,13 +1,20 @@
-"""Counted floating-point operations of a piece of work: two per multiply-add of matrix products and attention."""
+"""Counted floating-point operations: two per multiply-add of matrix products and attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from noscratch.data import Split
+from noscratch.model import Model
+
+PROBES = 8
+"""Lengths at which operations are counted."""
 
 _aten = torch.ops.aten
 
@@ -51,3 +58,49 @@ def count(work: Callable[[], None]) -> int:
     with _Counter() as counter:
         work()
     return counter.total
+
+
+class Cost:
+    """Operations of training steps, forward and backward, from a few probes: counting each step would slow it down.
+
+    A batch of B sequences of length L costs s(L) + B (a L + b L^2): kernels are made once for a batch, attention is
+    quadratic. Two batch sizes at the least and the greatest length of the split give a and b; s is counted at PROBES of
+    its lengths and on both sides of powers of two, where tables jump, and interpolated. A row through the head has its
+    own price. A model that changes in the course of the training is probed at `fractions` of it, of equal weight.
+    """
+
+    def __init__(self, model: Model, train: Split, device: torch.device, fractions: tuple[float, ...]) -> None:
+        longest = train.batch(np.array([train.lengths.argmax()])).tokens[:1].to(device)
+        lengths = train.sequence_lengths()
+        model.train()
+        if not model.set_progress(1.0):
+            fractions = (1.0,)
+
+        def body(size: int, length: int) -> float:
+            part, total = longest[:, :length].repeat_interleave(size, dim=0), 0
+            mask = torch.ones(size, length, dtype=torch.bool, device=device)
+            for fraction in fractions:
+                model.set_progress(fraction)
+                total += count(lambda: model(part, mask).sum().backward())
+            return total / len(fractions)
+
+        spread = np.linspace(0, len(lengths) - 1, PROBES).round().astype(int)
+        jumps = np.flatnonzero(np.diff(np.ceil(np.log2(lengths))))
+        probes = lengths[np.unique([*spread, *jumps, *(jumps + 1)])]
+        single = np.array([body(1, length) for length in probes.tolist()])
+        ends = [0, -1]
+        each = np.interp(lengths, probes[ends], [(body(2, probes[end]) - single[end]) / probes[end] for end in ends])
+        shared = np.interp(lengths, probes, single - np.interp(probes, lengths, each) * probes)
+        self._shared = dict(zip(lengths.tolist(), shared.tolist(), strict=True))
+        self._each = dict(zip(lengths.tolist(), (each * lengths).tolist(), strict=True))
+        row = torch.zeros(train.rows, len(model.norm.weight), dtype=model.norm.weight.dtype, device=device)
+        row.requires_grad_()
+        self._row = count(lambda: model.head(row).sum().backward())
+        model.zero_grad()
+
+    def __call__(self, shapes: Mapping[int, Sequence[int]], rows: int) -> float:
+        """Operations of batches: length -> how many have it, and how many sequences in all; rows through the head."""
+        return rows * self._row + sum(
+            batches * self._shared[length] + sequences * self._each[length]
+            for length, (batches, sequences) in shapes.items()
+        )

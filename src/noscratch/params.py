@@ -21,11 +21,10 @@ from noscratch.errors import NoscratchError
 from noscratch.yaml_reader import read as read_yaml
 
 FILE = "params.yaml"
-PROTOCOLS = ("scratch", "spt-masked", "spt-causal")
+PROTOCOLS = ("scratch", "scratch-matched", "spt-masked", "spt-causal")
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 Tier = Literal["smoke", "mini", "paper"]
-Protocol = Literal["scratch", "spt-masked", "spt-causal"]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 # all; plain (the names without a hyphen: no variants); or a list of names
@@ -101,6 +100,7 @@ class TierParams(_Strict):
     model: Model
     pretrain: Train
     finetune: Train
+    matched: Literal["flops", "steps", "energy"] = "flops"
     overrides: tuple[Override, ...] = ()
 
 

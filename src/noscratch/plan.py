@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from noscratch.sources.registry import SOURCES
 KINDS = ("fetch", "prepare", "pretrain", "finetune")
 VIEWS = {"raw": ("fetch",), "prepared": ("prepare",), "runs": ("pretrain", "finetune")}
 
-# The objective that a protocol pretrains with.
+# The objective that a protocol pretrains with; and the protocol whose whole budget (pretraining and fine-tuning) one
+# without pretraining spends.
 PRETRAINING = {"spt-masked": "masked", "spt-causal": "causal"}
+MATCHED = {"scratch-matched": "spt-masked"}
 
 # What every task's models must beat (noscratch.baselines), and which of them draw random numbers: rows like any
 # backbone's. The convolutional network reads images alone.
@@ -164,7 +166,7 @@ class Plan:
             self._prepared[task] = self._add(Job("prepare", task, {"task": task, "data": data}, (module,), needs, task))
         return self._prepared[task]
 
-    def _finetune(self, cell: Cell) -> None:
+    def _finetune(self, cell: Cell) -> Job:
         needs = {"prepared": self.prepare(cell.task).address}
         modules = ("noscratch.train", backbone_module(cell.backbone))
         if cell.protocol in PRETRAINING:
@@ -173,7 +175,13 @@ class Plan:
                 Job("pretrain", cell.label, pretrain, modules, dict(needs), f"{cell.view}/pretrain", cell)
             ).address
         finetune = self._settings(cell, "finetune", "classify")
-        self._add(Job("finetune", cell.label, finetune, modules, needs, f"{cell.view}/finetune", cell))
+        if cell.protocol in MATCHED:
+            # How many steps the budget buys is known when the runs that set it are done.
+            twin = self._finetune(replace(cell, protocol=MATCHED[cell.protocol]))
+            needs |= {"budget-pretrain": twin.needs["pretrained"], "budget-finetune": twin.address}
+            del finetune["train"]["steps"]
+            finetune["train"]["matched"] = self.params.tier.matched
+        return self._add(Job("finetune", cell.label, finetune, modules, needs, f"{cell.view}/finetune", cell))
 
     def _baseline(self, cell: Cell) -> None:
         settings: dict[str, Any] = {

@@ -13,14 +13,17 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noscratch import device as devices
 from noscratch.errors import NoscratchError
 from noscratch.params import task_module
 from noscratch.plan import BASELINES, Job, Plan
 from noscratch.record import Stopwatch, write_record
-from noscratch.store import RECORD, Store, read_record, sha256_of
+from noscratch.store import RECORD, Store, read_provenance, read_record, sha256_of
+
+if TYPE_CHECKING:
+    from noscratch.budget import Budget
 
 MIRROR = "NOSCRATCH_MIRROR"
 
@@ -151,6 +154,7 @@ def _train(
                 out=out,
                 checkpoints=_checkpoints(store, job),
                 init=inputs.get("pretrained"),
+                budget=_budget(job, inputs),
                 device=where,
                 stop_after=stop_after,
                 checkpoint_seconds=plan.params.run.checkpoint_seconds,
@@ -159,3 +163,24 @@ def _train(
         except train.Diverged as diverged:
             raise _Ends("diverged", str(diverged)) from None
     return result, {"passport": tested["digest"]}
+
+
+def _budget(job: Job, inputs: Mapping[str, Path]) -> Budget | None:
+    """What the runs used that a matched job must spend as much as; None for any other job."""
+    from noscratch.budget import Budget
+
+    if "matched" not in job.settings["train"]:
+        return None
+    folders = [inputs["budget-pretrain"], inputs["budget-finetune"]]
+    counts = [read_record(folder)["result"]["counts"] for folder in folders]
+    steps, flops = (sum(count[key] for count in counts) for key in ("steps", "flops"))
+    if job.settings["train"]["matched"] != "energy":
+        return Budget(steps, flops)
+    joules = [energy for folder in folders if (energy := read_provenance(folder).get("energy_joules")) is not None]
+    if len(joules) < len(folders):
+        raise NoscratchError(
+            f"A run matched by energy needs the measured energy of {' and '.join(f.name for f in folders)}, and none "
+            "was measured there: no counter could be read (RAPL below /sys/class/powercap, or NVML of a GPU). Choose "
+            "`matched: flops` or `steps` for the tier, or run those jobs where their energy can be read."
+        )
+    return Budget(steps, flops, round(sum(joules) * counts[1]["flops"] / joules[1]))

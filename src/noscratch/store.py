@@ -52,6 +52,15 @@ def read_record(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What differed when the job ran; empty where that was not here (a result taken over from a view)."""
+    try:
+        found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
+
+
 @contextmanager
 def full_disk_explained(what: str) -> Iterator[None]:
     """Turn a full disk into the one error that says what to do."""

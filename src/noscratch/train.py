@@ -26,9 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noscratch import checkpoint, flops
+from noscratch import checkpoint
+from noscratch.budget import Budget, length, ratios
 from noscratch.data import Batch, Split, evaluation_batches, read_meta, training_batches
 from noscratch.errors import NoscratchError
+from noscratch.flops import Cost
 from noscratch.metrics import score
 from noscratch.model import Model, build_model
 from noscratch.objectives import classify, outcome_of
@@ -37,9 +39,6 @@ from noscratch.optim import AdamW, factor
 CURVES, PREDICTIONS, WEIGHTS = "curves.csv", "predictions.parquet", "weights.safetensors"
 HIDDEN = "submission"
 """Name of the split whose labels only the benchmark knows, and of the file with what the run predicts for it."""
-
-PROBES = 8
-"""Lengths at which operations are counted."""
 
 WIDTHS = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """What `dtype` makes of weights, optimizer and loss; they start from the same float32 draw."""
@@ -99,13 +98,14 @@ def run(
     stop_after: float | None = None,
     progress: bool = False,
     checkpoint_seconds: float = 60.0,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Train one phase of one cell; returns the result that its record keeps.
 
     prepared: the task's folder. out: gets weights, curves and, in fine-tuning, predictions. checkpoints: where this
     run's own are kept between calls; they are the caller's to delete. init: the folder of the pretraining run whose
-    weights (all but the head) this one starts from. The same arguments give the same bits on one device, however often
-    the run was killed in between.
+    weights (all but the head) this one starts from. budget: what a matched run is to spend. The same arguments give the
+    same bits on one device, however often the run was killed in between.
 
     Raises Diverged, or Interrupted when `stop_after` seconds have passed or SIGTERM or SIGUSR1 has come.
     """
@@ -122,7 +122,7 @@ def run(
         _hand_over(init / WEIGHTS, model)
     optimizer = AdamW(model, plan["lr"], plan["weight_decay"])
     state, best = State(), _Best({}, np.zeros(0))
-    identity = _identity(settings, meta, init)
+    identity = _identity(settings, meta, init, budget)
     saved = checkpoint.load(checkpoints)
     if saved is not None:
         state, best = _restore(saved, identity, model, optimizer, checkpoints)
@@ -133,21 +133,29 @@ def run(
     validation = Split(prepared, "validation") if finetune else None
     units = len(train) if classifies else int(train.lengths.sum())
 
+    def cost() -> Cost:
+        return Cost(model, train, where, (0.25, 0.75) if init is None else (1.0,))
+
+    course = length(plan, budget, train, cost, seed)
+    steps = course.steps
+
     with (
         _Stop(started, stop_after) as stop,
-        _Progress(progress, plan["steps"], state, started) as report,
+        _Progress(progress, steps, state, started) as report,
         _curve_written(out, state),
     ):
         saved_at = time.monotonic()
         for epoch, batches, index in training_batches(train.lengths, plan["batch_tokens"], seed, state.step):
-            if state.step == plan["steps"]:
+            if state.step == steps:
                 break
+            if state.step == steps - 1:
+                index = index[: course.last]
             batch = train.batch(index).to(where)
 
             # One step. Its random numbers are a function of (seed, step), so there is no generator to restore.
             model.train()
             # Weights that were handed over have the course of a training behind them.
-            model.set_progress(1.0 if init is not None else state.step / plan["steps"])
+            model.set_progress(1.0 if init is not None else state.step / steps)
             _seed_dropout(_seed(seed, settings["phase"], state.step), where)
             with _autocast(settings["dtype"], where):
                 outcome = outcome_of(model, batch, settings["objective"], meta, seed, epoch)
@@ -162,13 +170,13 @@ def run(
                 raise Diverged(state.step + 1, f"the gradient is not finite in the group ({'), ('.join(groups)})")
             if plan["clip"] > 0:
                 optimizer.clip(norm, plan["clip"])
-            optimizer.step(factor(state.step, plan["steps"], plan["warmup"], plan["schedule"]))
+            optimizer.step(factor(state.step, steps, plan["warmup"], plan["schedule"]))
             state.step += 1
             _account(state, batch, outcome.terms, value)
             report.update(state)
 
             # Evaluate, and keep the best by the primary metric: the earliest of equals.
-            if state.step % plan["evaluate_every"] == 0 or state.step == plan["steps"]:
+            if state.step % plan["evaluate_every"] == 0 or state.step == steps:
                 state.curve.append((state.step, "train", "loss", state.loss_total / max(state.loss_terms, 1)))
                 state.loss_total, state.loss_terms = 0.0, 0
                 if not all(parameter.isfinite().all() for parameter in model.parameters()):
@@ -181,7 +189,7 @@ def run(
                         best = _Best(_weights(model), scores.prediction)
 
             # Save now and then, and when asked to stop.
-            if state.step < plan["steps"]:
+            if state.step < steps:
                 why = stop.asked()
                 if why or time.monotonic() - saved_at >= checkpoint_seconds:
                     _save(checkpoints, identity, model, optimizer, state, best)
@@ -207,6 +215,8 @@ def run(
             prediction, _ = predict(model, hidden, meta, plan["batch_tokens"], settings["dtype"])
             _write_predictions(out / f"{HIDDEN}.parquet", {hidden: prediction})
     safetensors.torch.save_file(_weights(model), out / WEIGHTS)
+    operations = round(cost()(state.shapes, state.rows))
+    matched = {} if budget is None else {"matched": ratios(budget, plan["matched"], steps, operations)}
     return {
         "phase": settings["phase"],
         "metrics": metrics,
@@ -218,9 +228,10 @@ def run(
             "steps": state.step,
             "tokens_real": state.tokens_real,
             "tokens_computed": state.tokens_computed,
-            "flops": _training_flops(model, train, state, where, (0.25, 0.75) if init is None else (1.0,)),
+            "flops": operations,
         },
         "kernels": model.kernels(),
+        **matched,
     }
 
 
@@ -308,10 +319,11 @@ def _hand_over(path: Path, model: Model) -> None:
         value.copy_(given[name])
 
 
-def _identity(settings: Mapping[str, Any], meta: Mapping[str, Any], init: Path | None) -> str:
+def _identity(settings: Mapping[str, Any], meta: Mapping[str, Any], init: Path | None, budget: Budget | None) -> str:
     """What a checkpoint must have been made of for this run to go on from it."""
     start = hashlib.sha256((init / WEIGHTS).read_bytes()).hexdigest() if init is not None else None
-    return hashlib.sha256(json.dumps([settings, meta, start], sort_keys=True).encode()).hexdigest()
+    spend = None if budget is None else asdict(budget)
+    return hashlib.sha256(json.dumps([settings, meta, start, spend], sort_keys=True).encode()).hexdigest()
 
 
 def _save(folder: Path, identity: str, model: Model, optimizer: AdamW, state: State, best: _Best) -> None:
@@ -354,45 +366,6 @@ def _account(state: State, batch: Batch, terms: int, loss: float) -> None:
         batches, sequences = state.shapes.get(length, (0, 0))
         state.shapes[length] = [batches + 1, sequences + len(rows)]
     state.rows += terms
-
-
-def _training_flops(
-    model: Model, train: Split, state: State, device: torch.device, fractions: tuple[float, ...]
-) -> int:
-    """Operations of all steps, forward and backward, from a few probes: counting each step would slow it down.
-
-    A batch of B sequences of length L costs s(L) + B (a L + b L^2): kernels are made once for a batch, attention is
-    quadratic. Two batch sizes at the least and the greatest length give a and b; s is counted at PROBES of the lengths
-    and on both sides of powers of two, where tables jump, and interpolated. A row through the head has its own price. A
-    model that changes in the course of the training is probed at these fractions of it, of equal weight.
-    """
-    lengths = np.array(sorted(state.shapes))
-    batches, sequences = np.array([state.shapes[length] for length in lengths.tolist()]).T
-    tokens = train.batch(np.array([train.lengths.argmax()])).tokens.to(device)
-    model.train()
-    if not model.set_progress(1.0):
-        fractions = (1.0,)
-
-    def body(size: int, length: int) -> float:
-        part, total = tokens[:1, :length].repeat_interleave(size, dim=0), 0
-        mask = torch.ones(size, length, dtype=torch.bool, device=device)
-        for fraction in fractions:
-            model.set_progress(fraction)
-            total += flops.count(lambda: model(part, mask).sum().backward())
-        return total / len(fractions)
-
-    spread = np.linspace(0, len(lengths) - 1, PROBES).round().astype(int)
-    jumps = np.flatnonzero(np.diff(np.ceil(np.log2(lengths))))
-    probes = lengths[np.unique([*spread, *jumps, *(jumps + 1)])]
-    single = np.array([body(1, length) for length in probes.tolist()])
-    ends = [0, -1]
-    each = np.interp(lengths, probes[ends], [(body(2, probes[end]) - single[end]) / probes[end] for end in ends])
-    shared = np.interp(lengths, probes, single - np.interp(probes, lengths, each) * probes)
-    row = torch.zeros(len(tokens), len(model.norm.weight), dtype=model.norm.weight.dtype, device=device)
-    row.requires_grad_()
-    head = flops.count(lambda: model.head(row).sum().backward())
-    model.zero_grad()
-    return round(float(batches @ shared + (sequences * lengths) @ each) + head * state.rows)
 
 
 @contextmanager
