@@ -68,8 +68,7 @@ def length(
 
 
 def _price(train: Split, cost: Cost, index: NDArray[np.int64]) -> float:
-    sequences, longest = train.shape(index)
-    return cost({longest: (1, sequences)}, len(index))
+    return sum(cost({longest: (1, sequences)}, 0) for sequences, longest in train.shapes(index)) + cost({}, len(index))
 
 
 def ratios(budget: Budget, by: str, steps: int, flops: int) -> dict[str, Any]:

@@ -124,13 +124,23 @@ class Split:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def shape(self, index: NDArray[np.int64]) -> tuple[int, int]:
-        """Number of sequences in the batch of these examples, and their common length."""
-        return self.rows * len(index), int(self.lengths[index].max()) // self.rows
-
     def sequence_lengths(self) -> NDArray[np.int64]:
-        """Every length that a batch can have, ascending."""
-        return np.unique(self.lengths) // self.rows
+        """Every length that a part of a batch can have, ascending."""
+        return np.unique(self._lengths)
+
+    def shapes(self, index: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Sequences and length of each part of the batch of these examples, without reading them."""
+        lengths = self._lengths[self._sequences(index)]
+        return [(len(rows), int(lengths[rows].max())) for rows in self._parts(lengths)]
+
+    def _sequences(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        # Texts are numbered through both columns, whether they come in pairs or alone.
+        return np.concatenate([index + row * len(self) for row in range(self.rows)])
+
+    def _parts(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        if self.rows == 1:
+            return [np.arange(len(lengths))]
+        return cut(np.argsort(lengths, kind="stable"), lengths, len(lengths) * int(lengths.max()))
 
     def ids(self) -> pa.StringArray:
         return self._table.column("id").combine_chunks()
@@ -140,8 +150,7 @@ class Split:
         return self._labels.astype(np.float64)
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
-        # Texts are numbered through both columns, whether they come in pairs or alone.
-        sequences = np.concatenate([index + row * len(self) for row in range(self.rows)])
+        sequences = self._sequences(index)
         lengths = self._lengths[sequences]
         mask = np.arange(lengths.max()) < lengths[:, None]
         tokens: NDArray[np.int64] = np.zeros((*mask.shape, self._channels), np.int64)
@@ -158,9 +167,7 @@ class Split:
         if self._channels == 1:
             tokens = tokens.squeeze(-1)
         label = torch.from_numpy(self._labels[index % len(self._labels)])
-        everything = np.arange(len(lengths))
-        rows = [everything] if self._rows == 1 else cut(np.argsort(lengths, kind="stable"), lengths, tokens.size)
-        parts = tuple((torch.from_numpy(part), int(lengths[part].max())) for part in rows)
+        parts = tuple((torch.from_numpy(rows), int(lengths[rows].max())) for rows in self._parts(lengths))
         return Batch(index, torch.from_numpy(tokens), torch.from_numpy(mask), label, int(lengths.sum()), parts)
 
 

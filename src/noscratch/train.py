@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noscratch import budget as budgets
 from noscratch import checkpoint
-from noscratch.budget import Budget, length, ratios
+from noscratch.budget import Budget
 from noscratch.data import Batch, Split, evaluation_batches, read_meta, training_batches
 from noscratch.errors import NoscratchError
 from noscratch.flops import Cost
@@ -136,7 +137,7 @@ def run(
     def cost() -> Cost:
         return Cost(model, train, where, (0.25, 0.75) if init is None else (1.0,))
 
-    course = length(plan, budget, train, cost, seed)
+    course = budgets.length(plan, budget, train, cost, seed)
     steps = course.steps
 
     with (
@@ -216,7 +217,7 @@ def run(
             _write_predictions(out / f"{HIDDEN}.parquet", {hidden: prediction})
     safetensors.torch.save_file(_weights(model), out / WEIGHTS)
     operations = round(cost()(state.shapes, state.rows))
-    matched = {} if budget is None else {"matched": ratios(budget, plan["matched"], steps, operations)}
+    matched = {} if budget is None else {"matched": budgets.ratios(budget, plan["matched"], steps, operations)}
     return {
         "phase": settings["phase"],
         "metrics": metrics,
