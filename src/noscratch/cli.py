@@ -84,7 +84,7 @@ def _states(store: Store, plan: Plan) -> dict[str, str]:
 
 @app.command()
 def plan(
-    kind: Annotated[str | None, typer.Option(help="Only this kind of job: fetch, prepare, pretrain, finetune.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only this kind of job: {', '.join(KINDS)}.")] = None,
 ) -> None:
     """List every job of the chosen tier with its address and state.
 
@@ -120,7 +120,7 @@ def _reasons(store: Store, the_plan: Plan) -> list[str]:
     """One line for each job that ended otherwise than done; what waits on a blocked source is counted."""
     cannot = availability.blocked(store, the_plan)
     lines = [f"blocked   source {cannot[job.address]}" for job in the_plan.of("fetch") if job.address in cannot]
-    for job in the_plan.of("pretrain", "finetune"):
+    for job in the_plan.of(*VIEWS["runs"]):
         if store.has(job):
             record = read_record(store.path(job))
             if record["state"] != "done":
@@ -278,7 +278,39 @@ def collect() -> None:
 
     store, the_plan = _checkout()
     planned = {address for each in plans_of_all_tiers(the_plan.params) for address in each.jobs}
-    gather([store.data / "runs" / job.view for job in the_plan.in_view("runs")], store.root / "reports", planned)
+    gather(
+        [store.data / "runs" / job.view for job in the_plan.of("pretrain", "finetune")], store.root / "reports", planned
+    )
+
+
+@app.command("publish-records")
+def publish_records() -> None:
+    """Copy the finished runs of the chosen tier (mini or paper), without weights, to reports/records, for git.
+
+    Example: noscratch publish-records
+    """
+    from noscratch.results.published import publish_records as copy
+
+    new = copy(*_checkout())
+    out.print("\n".join(str(place) for place in new) or "Every finished run of the plan is published.")
+
+
+@app.command()
+def tuning() -> None:
+    """List the published trials of the search for learning rate and weight decay; the chosen ones are marked.
+
+    Example: noscratch tuning
+    """
+    from noscratch.results.published import chosen, trials
+
+    found = trials(Path.cwd())
+    best = chosen(found).values()
+    table = Table("tier", "task", "backbone", "lr", "weight decay", "validation", "", box=None, pad_edge=False)
+    for trial in found:
+        result = f"{trial.metric} {trial.value:.4f}" if trial.state == "done" else trial.state
+        numbers = (f"{trial.lr:g}", f"{trial.weight_decay:g}", result, "chosen" if trial in best else "")
+        table.add_row(trial.tier, trial.task, trial.backbone, *numbers)
+    out.print(table if found else "No trial is published. Run the mini tier, then `noscratch publish-records`.")
 
 
 @app.command()

@@ -90,6 +90,16 @@ class Override(Block):
     finetune: dict[str, Any] = {}
 
 
+class Tuning(_Strict):
+    """The search before the runs, the same for every backbone: each pair of the two, chosen on the validation set."""
+
+    tasks: Selector
+    backbones: Selector
+    seed: Count
+    lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    weight_decay: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+
+
 class TierParams(_Strict):
     """The plan of one tier."""
 
@@ -102,6 +112,7 @@ class TierParams(_Strict):
     finetune: Train
     matched: Literal["flops", "steps", "energy"] = "flops"
     overrides: tuple[Override, ...] = ()
+    tuning: Tuning | None = None
 
 
 class Params(_Strict):
@@ -190,6 +201,11 @@ def _mistakes(params: Params) -> Iterable[str]:
         here = f"tiers.{tier}"
         if len(set(settings.seeds)) < len(settings.seeds):
             yield f"{FILE}, {here}.seeds: each seed stands once; got {list(settings.seeds)}. Remove the others."
+        if settings.tuning and settings.tuning.seed in settings.seeds:
+            yield (
+                f"{FILE}, {here}.tuning.seed: settings are not chosen with a seed whose results are reported; got "
+                f"{settings.tuning.seed}, which is among the tier's. Choose another."
+            )
         for name, config in settings.data.items():
             if file_of(name) not in known_tasks:
                 yield unknown(f"{here}.data.{name}", "task", name, known_tasks)
@@ -197,16 +213,18 @@ def _mistakes(params: Params) -> Iterable[str]:
                 yield from _fields(f"{here}.data.{name}", config, code.config_fields(task_module(name)))
         # A grid may name what `tasks` and `backbones` leave out (that is how one is taken out of the plan), but not
         # what has no file.
-        for i, block in enumerate([*settings.grid, *settings.overrides]):
-            place = f"{here}.grid[{i}]" if i < len(settings.grid) else f"{here}.overrides[{i - len(settings.grid)}]"
+        blocks: list[tuple[str, Block | Tuning]] = [(f"grid[{i}]", block) for i, block in enumerate(settings.grid)]
+        blocks += [(f"overrides[{i}]", block) for i, block in enumerate(settings.overrides)]
+        blocks += [("tuning", settings.tuning)] if settings.tuning else []
+        for place, block in blocks:
             for kind, selector, known in (
                 ("task", block.tasks, known_tasks),
                 ("backbone", block.backbones, known_backbones),
-                ("protocol", block.protocols, PROTOCOLS),
+                ("protocol", block.protocols if isinstance(block, Block) else (), PROTOCOLS),
             ):
                 for name in () if isinstance(selector, str) else selector:
                     if (name if kind == "protocol" else file_of(name)) not in known:
-                        yield unknown(f"{place}.{kind}s", kind, name, known)
+                        yield unknown(f"{here}.{place}.{kind}s", kind, name, known)
         for i, override in enumerate(settings.overrides):
             for section, model in (("model", Model), ("pretrain", Train), ("finetune", Train)):
                 try:
@@ -240,6 +258,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "finetune": Train,
     "grid": Block,
     "overrides": Override,
+    "tuning": Tuning,
 }
 
 

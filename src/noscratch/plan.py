@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from noscratch import code
 from noscratch.errors import NoscratchError
@@ -24,6 +25,7 @@ from noscratch.params import (
     Selector,
     TierParams,
     Train,
+    Tuning,
     backbone_module,
     load,
     task_module,
@@ -31,8 +33,8 @@ from noscratch.params import (
 from noscratch.sources import PARTIAL
 from noscratch.sources.registry import SOURCES
 
-KINDS = ("fetch", "prepare", "pretrain", "finetune")
-VIEWS = {"raw": ("fetch",), "prepared": ("prepare",), "runs": ("pretrain", "finetune")}
+KINDS = ("fetch", "prepare", "tuning", "pretrain", "finetune")
+VIEWS = {"raw": ("fetch",), "prepared": ("prepare",), "runs": ("tuning", "pretrain", "finetune")}
 
 # The objective that a protocol pretrains with; and the protocol whose whole budget (pretraining and fine-tuning) one
 # without pretraining spends.
@@ -108,6 +110,8 @@ class Plan:
         self.params = params
         self.jobs: dict[str, Job] = {}
         self._prepared: dict[str, Job] = {}
+        for cell in tuning_cells(params):
+            self._tune(cell)
         for cell in cells(params):
             self._finetune(cell)
         for cell in baseline_cells(params):
@@ -165,6 +169,18 @@ class Plan:
             needs = {source: self.fetch(source + part).address for source in sources}
             self._prepared[task] = self._add(Job("prepare", task, {"task": task, "data": data}, (module,), needs, task))
         return self._prepared[task]
+
+    def _tune(self, cell: Cell) -> None:
+        """One trial, a fine-tuning from scratch that ends before the test set, for each pair of the search."""
+        tuning = cast(Tuning, self.params.tier.tuning)
+        needs = {"prepared": self.prepare(cell.task).address}
+        settings = self._settings(cell, "finetune", "classify") | {"phase": "tuning"}
+        for i, (lr, weight_decay) in enumerate(product(tuning.lr, tuning.weight_decay)):
+            train = settings["train"] | {"lr": lr, "weight_decay": weight_decay}
+            trial = f"trial{i}"
+            modules = ("noscratch.train", backbone_module(cell.backbone))
+            view = f"{cell.view}/{trial}"
+            self._add(Job("tuning", f"{cell.label}-{trial}", settings | {"train": train}, modules, needs, view, cell))
 
     def _finetune(self, cell: Cell) -> Job:
         needs = {"prepared": self.prepare(cell.task).address}
@@ -251,6 +267,17 @@ def cells(params: Params) -> list[Cell]:
             for b in tier.grid
         )
         for seed in tier.seeds
+    ]
+
+
+def tuning_cells(params: Params) -> list[Cell]:
+    """What the search of the chosen tier tries: every task and backbone that it names, from scratch."""
+    tuning = params.tier.tuning
+    return [
+        Cell(params.run.tier, task, backbone, "scratch", tuning.seed)
+        for task in params.tasks
+        for backbone in params.backbones
+        if tuning and _selects(tuning.tasks, task) and _selects(tuning.backbones, backbone)
     ]
 
 

@@ -112,10 +112,11 @@ def run(
     """
     started = time.monotonic()
     where, seed, plan = torch.device(device), settings["seed"], settings["train"]
-    finetune = settings["phase"] == "finetune"
+    # Tuning is a fine-tuning that ends before the test set.
+    selects, tests = settings["phase"] != "pretrain", settings["phase"] == "finetune"
     _prepare_process(settings["threads"], where)
     meta = read_meta(prepared)
-    primary = meta["metrics"][0] if finetune else "loss"
+    primary = meta["metrics"][0] if selects else "loss"
 
     # The model, its optimizer and where an earlier call left them.
     model = build_model(meta, settings, _seed(seed, "parameters")).to(where, WIDTHS[settings["dtype"]])
@@ -131,7 +132,7 @@ def run(
     # Pretraining opens the training inputs only, and takes the texts of a pair one by one.
     classifies = settings["objective"] == "classify"
     train = Split(prepared, "train", alone=not classifies)
-    validation = Split(prepared, "validation") if finetune else None
+    validation = Split(prepared, "validation") if selects else None
     units = len(train) if classifies else int(train.lengths.sum())
 
     def cost() -> Cost:
@@ -203,13 +204,14 @@ def run(
     examples, metrics = {"train": len(train)}, {"train": {"loss": state.curve[-1][3]}}
     selection: dict[str, Any] = {"rule": "final step", "step": state.step, "value": state.curve[-1][3]}
     if validation is not None:
-        model.load_state_dict(best.weights)
-        test = Split(prepared, "test")
-        scores = evaluate(model, test, meta, plan["batch_tokens"], settings["dtype"], state.best_step)
-        examples |= {"validation": len(validation), "test": len(test)}
-        metrics = {"validation": state.best_metrics, "test": scores.metrics}
+        examples, metrics = examples | {"validation": len(validation)}, {"validation": state.best_metrics}
         rule = f"highest validation {primary}, the earliest of equals"
         selection = {"rule": rule, "step": state.best_step, "value": state.best_metrics[primary]}
+        model.load_state_dict(best.weights)
+    if validation is not None and tests:
+        test = Split(prepared, "test")
+        scores = evaluate(model, test, meta, plan["batch_tokens"], settings["dtype"], state.best_step)
+        examples, metrics = examples | {"test": len(test)}, metrics | {"test": scores.metrics}
         _write_predictions(out / PREDICTIONS, {validation: best.prediction, test: scores.prediction})
         if meta["submission"]:
             hidden = Split(prepared, HIDDEN)
