@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from noscratch import availability
+from noscratch import status as progress
+from noscratch.audit.commands import COMMANDS
 from noscratch.errors import NoscratchError
 from noscratch.locks import only_run
 from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
@@ -25,10 +26,7 @@ from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
 from noscratch.store import Store, difference, expected, make_view, read_provenance, read_record, sync
-
-# What an exit code means to a script or a scheduler.
-EXIT_ERROR = 1
-EXIT_AGAIN = 75  # EX_TEMPFAIL: stopped at a checkpoint; the same command goes on from there
+from noscratch.terminal import EXIT_AGAIN, EXIT_ERROR, err, out
 
 SUBMISSION = "submission.parquet"  # a run's predictions of GLUE's hidden test sets
 
@@ -41,9 +39,8 @@ app = typer.Typer(
     "Start with [bold]make repro[/bold]: it builds everything of the smoke tier and names the page to open. "
     "Commands run in the checkout, beside params.yaml.",
 )
-# A pipe has no width of its own: tables keep one line per row there.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:
@@ -69,19 +66,6 @@ def _checkout() -> tuple[Store, Plan]:
     return Store(root), plan
 
 
-def _states(store: Store, plan: Plan) -> dict[str, str]:
-    """State of every job: that of its record, `blocked`, or `planned`."""
-    cannot = availability.blocked(store, plan)
-    return {
-        job.address: read_record(store.path(job))["state"]
-        if store.has(job)
-        else "blocked"
-        if job.address in cannot
-        else "planned"
-        for job in plan.jobs.values()
-    }
-
-
 @app.command()
 def plan(
     kind: Annotated[str | None, typer.Option(help=f"Only this kind of job: {', '.join(KINDS)}.")] = None,
@@ -93,7 +77,7 @@ def plan(
     if kind not in (None, *KINDS):
         raise NoscratchError(f"The kinds are {', '.join(KINDS)}; got {kind!r}. Name one of them.")
     store, the_plan = _checkout()
-    states = _states(store, the_plan)
+    states = progress.states(store, the_plan)
     table = Table("address", "kind", "job", "state", box=None, pad_edge=False)
     for job in the_plan.jobs.values():
         if kind in (None, job.kind):
@@ -102,33 +86,38 @@ def plan(
 
 
 @app.command()
-def status() -> None:
-    """Count the jobs of the chosen tier by kind and state, and give the reason of each that is not done.
+def status(
+    task: Annotated[str | None, typer.Option(help="Only the runs of this task.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Only the runs of this backbone.")] = None,
+) -> None:
+    """Count the jobs of the chosen tier by kind and state, then its runs by task and backbone with their ages; give the
+    reason of each job that is not done.
 
-    Example: noscratch status
+    Planned: nothing is there yet. Stale: only results of other settings, code or data are.
+
+    Example: noscratch status --task listops
     """
     store, the_plan = _checkout()
-    states = _states(store, the_plan)
+    states = progress.states(store, the_plan)
     for kind, count in Counter(job.kind for job in the_plan.jobs.values()).items():
         by_state = Counter(states[job.address] for job in the_plan.of(kind))
         out.print(f"{kind:9} {count:5}: " + ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())))
-    for line in _reasons(store, the_plan):
-        out.print(escape(line))
-
-
-def _reasons(store: Store, the_plan: Plan) -> list[str]:
-    """One line for each job that ended otherwise than done; what waits on a blocked source is counted."""
-    cannot = availability.blocked(store, the_plan)
-    lines = [f"blocked   source {cannot[job.address]}" for job in the_plan.of("fetch") if job.address in cannot]
-    for job in the_plan.of(*VIEWS["runs"]):
-        if store.has(job):
-            record = read_record(store.path(job))
-            if record["state"] != "done":
-                lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
-    waiting = Counter(job.kind for job in the_plan.of("prepare", "pretrain", "finetune") if job.address in cannot)
-    if waiting:
-        lines.append("waiting   on them: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
-    return lines
+    lines = progress.grid(store, the_plan)
+    for option, chosen, known in (
+        ("task", task, dict.fromkeys(line.task for line in lines)),
+        ("backbone", backbone, dict.fromkeys(line.backbone for line in lines)),
+    ):
+        if chosen is not None and chosen not in known:
+            raise NoscratchError(f"--{option} is one of {', '.join(known)}; got {chosen!r}. Name one of them.")
+    table = Table("task", "backbone", *progress.STATES, "newest", "oldest", box=None, pad_edge=False)
+    for line in lines:
+        if task in (None, line.task) and backbone in (None, line.backbone):
+            counts = (str(line.counts[state] or "") for state in progress.STATES)
+            ages = ("" if each is None else progress.age(each) for each in (line.newest, line.oldest))
+            table.add_row(line.task, line.backbone, *counts, *ages)
+    out.print(table)
+    for reason in progress.reasons(store, the_plan):
+        out.print(escape(reason))
 
 
 @app.command()
@@ -421,14 +410,14 @@ def _to_its_end(module: str, *arguments: str) -> int:
 
 
 def _summary(store: Store, the_plan: Plan) -> None:
-    states = _states(store, the_plan)
+    states = progress.states(store, the_plan)
     total = Counter(states[job.address] for job in the_plan.of("finetune"))
     out.print()
     out.print(
         f"[bold]{the_plan.params.run.tier} tier[/]: {len(the_plan.jobs)} jobs, {sum(total.values())} cells: "
         + ", ".join(f"{n} {s}" for s, n in sorted(total.items()))
     )
-    for line in _reasons(store, the_plan):
+    for line in progress.reasons(store, the_plan):
         out.print(escape(line))
     out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")
     out.print("open      public/index.html")
@@ -523,12 +512,17 @@ def gc(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what wo
     Example: noscratch gc --dry-run
     """
     store, the_plan = _checkout()
+    total = 0
     with only_run(store.data):
         for path in [*store.leftovers(), *store.unnamed(plans_of_all_tiers(the_plan.params))]:
-            out.print(f"{'would remove' if dry_run else 'removed'} {path.relative_to(store.root)}")
+            files = [path, *path.rglob("*")]
+            freed = sum(file.stat().st_size for file in files if file.is_file() and file.stat().st_nlink == 1)
+            total += freed
+            out.print(f"{'would remove' if dry_run else 'removed'} {path.relative_to(store.root)}: {freed:,} bytes")
             if dry_run:
                 continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    out.print(f"{'would free' if dry_run else 'freed'} {total:,} bytes (what a view or DVC's cache shares stays there)")

@@ -1,0 +1,78 @@
+"""How far the plan is: the state of every job, why some are not done, and the grid by task and backbone with ages."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from noscratch import availability
+from noscratch.plan import Job, Plan
+from noscratch.store import RECORD, Store, read_record
+
+# `planned`: nothing is there yet. `stale`: only results of other settings, code or data are, under other addresses.
+STATES = ("planned", "stale", "done", "failed", "diverged", "blocked")
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+@dataclass(frozen=True)
+class Line:
+    """The runs of one task and backbone: how many are in each state, and the age in seconds of the newest and oldest
+    result (None where there is none)."""
+
+    task: str
+    backbone: str
+    counts: Counter[str]
+    newest: float | None
+    oldest: float | None
+
+
+def states(store: Store, plan: Plan) -> dict[str, str]:
+    """Address -> state of every job of the plan, one of STATES."""
+    cannot = availability.blocked(store, plan)
+    present = {path.parent.name[13:] for path in store.folder.glob(f"*/{RECORD}")}  # names without their address
+    found = {}
+    for job in plan.jobs.values():
+        if store.has(job):
+            found[job.address] = str(read_record(store.path(job))["state"])
+        elif job.address in cannot:
+            found[job.address] = "blocked"
+        else:
+            found[job.address] = "stale" if job.name[13:] in present else "planned"
+    return found
+
+
+def reasons(store: Store, plan: Plan) -> list[str]:
+    """One line for each job that ended otherwise than done; what waits on a blocked source is counted."""
+    cannot = availability.blocked(store, plan)
+    lines = [f"blocked   source {cannot[job.address]}" for job in plan.of("fetch") if job.address in cannot]
+    for job in plan.in_view("runs"):
+        if store.has(job):
+            record = read_record(store.path(job))
+            if record["state"] != "done":
+                lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
+    waiting = Counter(job.kind for job in [*plan.of("prepare"), *plan.in_view("runs")] if job.address in cannot)
+    if waiting:
+        lines.append("waiting   on them: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
+    return lines
+
+
+def grid(store: Store, plan: Plan) -> list[Line]:
+    """The runs of the plan by task and backbone, in plan order."""
+    now, state = time.time(), states(store, plan)
+    groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
+    for job in plan.in_view("runs"):
+        if job.cell is not None:
+            groups[job.cell.task, job.cell.backbone].append(job)
+    lines = []
+    for (task, backbone), jobs in groups.items():
+        ages = [now - (store.path(job) / RECORD).stat().st_mtime for job in jobs if store.has(job)]
+        counts = Counter(state[job.address] for job in jobs)
+        lines.append(Line(task, backbone, counts, min(ages, default=None), max(ages, default=None)))
+    return lines
+
+
+def age(seconds: float) -> str:
+    """In the largest unit that it fills: 3 d, 5 h, 12 min, 8 s."""
+    unit, size = next(((unit, size) for unit, size in UNITS if seconds >= size), UNITS[-1])
+    return f"{max(0, int(seconds // size))} {unit}"
