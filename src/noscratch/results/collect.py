@@ -133,8 +133,15 @@ class Run:
 
 
 def collect(runs: Sequence[Path], reports: Path, planned: Collection[str] = ()) -> None:
-    """Write results.parquet, metrics.json and curves.csv into `reports` from the record of every folder in `runs`, the
-    view of the present plan, and the records published in `reports`/records/runs.
+    """Write results.parquet, metrics.json and curves.csv into `reports`; see `tables`."""
+    # Only when all are made: a refused record leaves the reports as they were.
+    for name, report in tables(runs, reports / PUBLISHED, planned).items():
+        write_if_changed(reports / name, report)
+
+
+def tables(runs: Sequence[Path], published: Path, planned: Collection[str] = ()) -> dict[str, bytes]:
+    """results.parquet, metrics.json and curves.csv from the record of every folder in `runs`, the view of the present
+    plan, and the records below `published`.
 
     `planned` holds the addresses that some tier of params.yaml names.
 
@@ -144,20 +151,18 @@ def collect(runs: Sequence[Path], reports: Path, planned: Collection[str] = ()) 
     """
     read = [_read(folder) for folder in runs]
     finished = {run.cell for run in read if run.record["state"] != "blocked"}
-    published = [run for run in _published(reports / PUBLISHED, planned) if run.cell not in finished]
+    earlier = [run for run in _published(published, planned) if run.cell not in finished]
     # What cannot be had here may have been had elsewhere.
-    had = {run.cell for run in published}
-    read = sorted([*published, *(run for run in read if run.cell not in had)], key=lambda run: (run.cell, run.phase))
+    had = {run.cell for run in earlier}
+    read = sorted([*earlier, *(run for run in read if run.cell not in had)], key=lambda run: (run.cell, run.phase))
     _check_distinct(read)
     rows = [row for run in read for row in _rows(run)]
     rows.sort(key=lambda row: tuple(row[name] for name in KEY))
-    content = {
+    return {
         "results.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)),
         "metrics.json": (json.dumps(_summary(rows), indent=2, sort_keys=True) + "\n").encode(),
         "curves.csv": _curves(read).encode(),
     }
-    for name, report in content.items():  # only now: a refused record leaves the reports as they were
-        write_if_changed(reports / name, report)
 
 
 def read_results(path: Path) -> list[Row]:

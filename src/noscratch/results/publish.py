@@ -27,8 +27,15 @@ TEMPORARY = ".generated-"
 def publish(root: Path) -> list[Path]:
     """Write the generated pages of the checkout at `root`; returns the files, sorted.
 
-    They are built under a temporary name and take the place of the former ones by a rename. Raises PublishError for a
-    number without a record and for a link without a target.
+    They are built under a temporary name and take the place of the former ones by a rename.
+    """
+    return _replace(root / GENERATED, contents(root))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every generated file, by its path below the generated folder.
+
+    Raises PublishError for a number without a record and for a link without a target.
     """
     evidence = Evidence(root)
     written = dict(downloads.files(evidence))
@@ -46,7 +53,7 @@ def publish(root: Path) -> list[Path]:
     files = {page.path.removesuffix(".html") + ".md": page.bytes() for page in pages}
     files |= written | dict(board.files(evidence))
     _check_links(files, root)
-    return _replace(root / GENERATED, files)
+    return files
 
 
 def _check_links(files: Mapping[str, bytes], root: Path) -> None:
