@@ -19,6 +19,7 @@ PARTS = (
     ".dvc/config",
     ".dvcignore",
     ".gitignore",
+    "CHANGELOG.md",
     "CITATION.cff",
     "Snakefile",
     "dvc.yaml",

@@ -114,6 +114,16 @@ MINI = {
 }
 
 
+# A gap that closes, and one that does not.
+GAP = {
+    (task, backbone, protocol): skill
+    for task, skills in {"listops": (0.4, 0.6, 0.75, 0.8), "pathfinder": (0.5, 0.6, 0.5, 0.6)}.items()
+    for (backbone, protocol), skill in zip(
+        [(b, p) for p in ("scratch", "spt-masked") for b in ("transformer", "s4d")], skills, strict=True
+    )
+}
+
+
 def checkout(root: Path, mini: int = 0) -> Path:
     """The repository's hand-written site, a small ledger, and 30 smoke runs of which some did not finish, with reports.
 

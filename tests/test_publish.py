@@ -7,9 +7,9 @@ import json
 import re
 import shutil
 import tomllib
-from collections import Counter
 from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import markdown
 import pyarrow.parquet as pq
@@ -18,7 +18,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import site_fixture
-from noscratch.results.pages import board, charts, downloads, numerics
+from noscratch.results.pages import charts, downloads, numbers, numerics, scores
 from noscratch.results.pages.evidence import PublishError
 from noscratch.results.pages.markup import Html, command, prose, slug, tag
 from noscratch.results.publish import GENERATED, publish
@@ -27,7 +27,7 @@ from noscratch.sources.registry import SOURCES
 # What a hostile record may hold: markup, Markdown, a template, an include.
 HOSTILE_SCRIPT = "<script>document.documentElement.dataset.hacked = 1</script>"
 HOSTILE = HOSTILE_SCRIPT + ' [x](javascript:hacked()) `code` {{ 7 * 7 }} --8<-- "index.md" | a & b'
-SEED = re.compile(r'<span id="seed-\d+">')
+SEED = re.compile(r'<span id="seed-\d+"')
 HOSTILE_NAME = "<img src=x onerror=document.documentElement.dataset.hacked=1>"
 
 
@@ -136,12 +136,14 @@ def test_a_measurement_is_shown_with_device_rounds_and_slopes(copy: Path) -> Non
     rows = pq.read_table(copy / "reports/records/bench-kernels/kernels.parquet").to_pylist()
     others = [row for row in rows if row["candidate"] != "noscratch"]
     # Every ratio stands in the table of its setting and in that of all comparisons, with its rounds.
-    assert len(re.findall(r"<b[^>]*>[\d.]+×</b><small>n = 12 rounds</small>", page)) == 2 * len(others)
+    assert len(re.findall(r"<b>[\d.]+×</b> <small>n = 12</small>", page)) == 2 * len(others)
     for words in ("noscratch, slope 1.00", "noscratch, slope 2.00", "Peak memory of a sequence, MB", "542×"):
         assert words in page
     worst = pages(copy)["numerics.md"]
-    assert worst.count("<b>1e-06</b><small>at 65,536, RMS 6e-08</small>") == 4
+    assert worst.count("<b>1e-06</b> <small>at 65,536, RMS 6e-08</small>") == 4
     assert "slope" in worst
+    backbone = pages(copy)["backbones/s4d.md"]
+    assert "## Speed" in backbone
 
 
 @pytest.mark.parametrize("change", ["doctored", "gone"])
@@ -164,7 +166,7 @@ def test_every_source_is_on_the_data_page_with_its_state(root: Path) -> None:
     page = pages(root)["data.md"]
     rows = {
         re.findall(r'href="#([^"]+)"', row)[0]: row
-        for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", page.partition("## Source by source")[0])
+        for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", page.partition("## Splits")[0])
     }
     assert {*SOURCES, "listops-generated", "pathfinder-generated"} == set(rows)
     for name, words in {
@@ -194,15 +196,23 @@ def test_results_are_text(tmp_path: Path) -> None:
     assert "&lt;script&gt;document.documentElement.dataset.hacked = 1&lt;/script&gt;" in pages(root)["failures.md"]
 
 
-def test_every_score_has_n_interval_and_tier(root: Path) -> None:
+def test_every_mean_has_n_and_interval(root: Path) -> None:
     found = 0
     for name, page in pages(root).items():
-        for score in re.findall(r'<span class="ns-score[^"]*">(.*?</span>)</span>', page):
-            assert re.search(r"n = \d", score), name
-            assert re.search(r"\[.+, .+\]|no interval", score), name
-            assert 'class="ns-tier ' in score, name
+        for words in re.findall(r'<data [^>]*data-form="(?:percent|decimal)-(?:mean|gain)"[^>]*>(.*?)</data>', page):
+            assert re.search(r"n = \d", words), name
+            assert re.search(r"\[.+, .+\]|no interval", words), name
             found += 1
     assert found > 60
+
+
+def test_a_number_without_an_address_stops_the_build(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(cell: str, form: str, *values: numbers.Value) -> Html:
+        return numbers.spoken(form, *values) if cell.startswith("difference") else numbers.shown(cell, form, *values)
+
+    monkeypatch.setattr(scores, "shown", without)
+    with pytest.raises(PublishError, match=r"every number has an address, but on [\w/.]+ these have none: \+\d"):
+        publish(copy)
 
 
 def test_smoke_numbers_come_with_the_warning(root: Path) -> None:
@@ -211,21 +221,37 @@ def test_smoke_numbers_come_with_the_warning(root: Path) -> None:
             assert "never evidence</strong>" in page, name
 
 
-@given(st.dictionaries(st.sampled_from(board.VERDICTS), st.integers(1, 99), min_size=1), st.integers(0, 3))
-def test_the_sentence_counts_the_verdicts(counts: dict[str, int], conflicts: int) -> None:
-    sentence = board.sentence(Counter(counts), conflicts, ["smoke"])
-    assert sentence.startswith(f"Of {sum(counts.values())} claims")
-    for verdict in ("inconclusive", "blocked", "not-run"):
-        assert (f"{counts.get(verdict)} {verdict}" in sentence) == (verdict in counts)
-    settled = counts.get("supported", 0) + counts.get("contradicted", 0)
-    assert ("none is settled" in sentence) == (settled == 0)
-    assert ("contradict each other" in sentence) == (conflicts > 0)
+def test_the_front_page_counts_the_verdicts(root: Path) -> None:
+    front = pages(root)["parts/front.md"]
+    words = re.sub(r"<[^>]*>", "", front)
+    assert "Of 5 claims 1 supported, 1 contradicted. Open: 1 inconclusive, 1 blocked, 1 not-run." in words
+    assert "The runs so far are of tier mini and smoke." in words
+
+
+def test_the_front_page_answers_from_the_strongest_tier(root: Path, tmp_path: Path) -> None:
+    front = pages(root)["parts/front.md"]
+    assert "smoke: not evidence" not in front
+    assert "no state-space model beside it yet" in front
+    other = site_fixture.checkout(tmp_path / "other")
+    publish(other)
+    front = pages(other)["parts/front.md"]
+    assert "there is no answer yet" in front
+    assert "smoke: not evidence" in front
+    for seed in range(4):
+        for (task, backbone, protocol), skill in site_fixture.GAP.items():
+            site_fixture.run(other, "mini", task, backbone, protocol, seed, skill=skill)
+    site_fixture.report(other, sorted(path.parent for path in (other / "data" / "runs").rglob("record.json")))
+    publish(other)
+    front = re.sub(r"<[^>]*>", "", pages(other)["parts/front.md"])
+    assert (
+        "clearly closer to the state-space models on listops. On pathfinder the difference is within the noise" in front
+    )
+    assert "S4D ahead of Transformer" in front
 
 
 def test_a_conflict_supports_nobody(root: Path) -> None:
     front = pages(root)["parts/front.md"]
-    assert "Of 5 claims" in front
-    assert "In one place the sources contradict each other." in front
+    assert "Places where the sources contradict each other: 1." in re.sub(r"<[^>]*>", "", front)
     tests, _, conflicts = front.partition("## Where the sources disagree")
     assert "claims/spt-sources.html" in conflicts
     assert "claims/spt-sources.html" not in tests
@@ -285,7 +311,7 @@ def test_slugs_are_safe_and_distinct(first: str, second: str) -> None:
 @given(st.text())
 def test_a_tag_escapes_what_it_is_given(words: str) -> None:
     element = tag("b", words, title=words)
-    assert re.fullmatch(r'<b title="[^"<>]*">[^<>]*</b>', element, re.DOTALL)
+    assert re.fullmatch(r"""<b title=("[^"<>]*"|'[^'<>]*')>[^<>]*</b>""", element, re.DOTALL)
     assert isinstance(tag("i", element), Html)
     assert "&lt;b" not in tag("i", element)
     assert tag("path", d="M0 0") == '<path d="M0 0"/>'
@@ -299,7 +325,7 @@ def test_commands_are_escaped() -> None:
 def test_ticks_enclose_the_data(one: float, other: float, about: int) -> None:
     low, high = sorted((one, other))
     assume(low == high or high - low > 1e-6)
-    ticks = charts.ticks(low, high, about)
+    ticks = charts.ticks([high, low], about)
     room = 1e-6 * max(1.0, abs(low), abs(high))
     assert ticks[0] <= low + room
     assert high - room <= ticks[-1]
@@ -339,6 +365,7 @@ def test_a_chart_names_itself_and_breaks_where_values_do() -> None:
         "step",
         "loss",
         {"train": [[(0, 2.0), (1, 1.5), (2, float("nan")), (3, 1.0), (4, 0.5)], [(0, 2.1), (4, 0.6)]]},
+        draft=False,
     )
     assert re.search(r'aria-labelledby="(\w+) (\w+)"', drawn)
     assert "Loss &lt;1&gt;" in drawn
@@ -346,11 +373,63 @@ def test_a_chart_names_itself_and_breaks_where_values_do() -> None:
     assert [curve.count("M") for curve in curves] == [2, 1]
     assert "train ends at 0.500 to 0.600 at step 4" in drawn
     assert "nan" not in drawn
-    assert "no finite value" in charts.line_chart("Loss", "step", "loss", {"train": [[(0, float("nan"))]]})
+    assert "no finite value" in charts.line_chart("Loss", "step", "loss", {"train": [[(0, float("nan"))]]}, draft=True)
 
 
 def test_an_interval_beyond_the_metric_is_cut_with_an_arrow() -> None:
-    drawn = charts.interval_chart("Test accuracy", "accuracy", [("a", 0.5, -0.4, 1.7, 2), ("b", 0.5, None, None, 1)])
+    rows = [("a", charts.Interval(0.5, -0.4, 1.7), 2), ("b", charts.Interval(0.5), 1)]
+    drawn = charts.interval_chart("Test accuracy", "accuracy", rows, draft=False)
     assert drawn.count("ns-arrowhead") == 2
     assert "ns-dot--hollow" in drawn
     assert max(float(x) for x in re.findall(r'cx="([\d.]+)"', drawn)) < 560
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0, 1)), min_size=1, max_size=30))
+def test_the_front_of_pareto_is_beaten_by_nobody(points: list[tuple[float, float]]) -> None:
+    front = charts.pareto(points)
+    for cost, gain in points:
+        better = [other for other in points if other != (cost, gain) and other[0] <= cost and other[1] >= gain]
+        assert ((cost, gain) in front) == (not better)
+    assert front == sorted(front)
+
+
+def test_pairs_are_joined_and_smoke_is_a_draft() -> None:
+    rows = [("a", charts.Interval(0.4, 0.3, 0.5), charts.Interval(0.6, 0.5, 0.7)), ("b", None, charts.Interval(0.5))]
+    drawn = charts.pair_chart("A <task>", "accuracy", ("before", "after"), rows, draft=True)
+    assert drawn.count('class="ns-link"') == 1
+    assert drawn.count("ns-marker--hollow") == 1
+    assert "a from 40.0 % to 60.0 %" in drawn
+    assert "smoke: not evidence" in drawn
+    assert "A &lt;task&gt;" in drawn
+
+
+HISTORY = [
+    {
+        "date": "2027-01-02",
+        "commit": "ab" * 20,
+        "claim": "spt-gain",
+        "version": 1,
+        "tier": "mini",
+        "verdict": verdict,
+        "figures": {"listops": {"estimate": 20.25, "n": 5}, "why": "<b>"},
+    }
+    for verdict in ("inconclusive", "supported")
+]
+
+
+def test_the_history_of_a_verdict_is_told_and_fed(copy: Path) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in HISTORY)
+    (copy / "reports" / "verdicts.jsonl").write_text(lines, encoding="utf-8")
+    publish(copy)
+    for name in ("claims/spt-gain.md", "changelog.md"):
+        assert 'data-cell="history/1#/figures/listops/estimate"' in pages(copy)[name]
+        assert "<b>&" not in pages(copy)[name]
+    assert "No verdict has been published yet." in pages(copy)["claims/spt-s4d.md"]
+    folder = copy / GENERATED
+    assert json.loads((folder / "claims" / "spt-gain.json").read_text(encoding="utf-8"))["history"] == HISTORY
+    feed = ElementTree.fromstring((folder / "verdicts.atom").read_text(encoding="utf-8"))
+    atom = "{http://www.w3.org/2005/Atom}"
+    titles = [entry.findtext(f"{atom}title") for entry in feed.findall(f"{atom}entry")]
+    assert titles == [f"spt-gain, version 1: {line['verdict']} at tier mini" for line in reversed(HISTORY)]
+    assert feed.findtext(f"{atom}updated") == "2027-01-02T00:00:00Z"
+    assert len({entry.findtext(f"{atom}id") for entry in feed.findall(f"{atom}entry")}) == 2

@@ -1,6 +1,6 @@
-/* Sorting and filtering for tables with data-facets="task backbone ..."; a row's data-values holds its values by facet.
+/* Sorting and filtering for tables with data-facets="task backbone ..."; a row's data-values holds its values of each.
    Own code, no library. A view is an address: ?task=listops filters, sort=<column>&order=desc sorts, find=<words> looks in
-   the whole row. */
+   the whole row. Numbers say on request what they are to the last digit, and where they are stored. */
 (() => {
   "use strict";
 
@@ -11,7 +11,8 @@
     return element;
   };
   const slug = (words) => words.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
-  const keyOf = (cell) => cell.dataset.key ?? cell.textContent.trim().toLowerCase();
+  const keyOf = (cell) =>
+    cell.dataset.key ?? cell.querySelector("data")?.value.split(" ")[0] ?? cell.textContent.trim().toLowerCase();
 
   function equip(table) {
     const heads = [...table.tHead.rows[0].cells];
@@ -19,14 +20,16 @@
     const rows = [...body.rows];
     const state = { find: parameters.get("find") ?? "", sort: parameters.get("sort"), order: parameters.get("order") };
     const values = new Map(rows.map((row) => [row, JSON.parse(row.dataset.values)]));
-    const filters = table.dataset.facets.split(" ").map((name) => ({ name }));
+    const filters = table.dataset.facets.split(" ").map((name, index) => ({ name, index }));
+    // On a phone a row becomes a card, whose lines need the columns' names.
+    for (const row of rows) heads.forEach((head, index) => { row.cells[index].dataset.label = head.textContent; });
 
     const bar = make("form", { className: "ns-tools" });
     bar.setAttribute("role", "search");
     bar.setAttribute("aria-label", "Filter the table");
     bar.addEventListener("submit", (event) => event.preventDefault());
     for (const filter of filters) {
-      const present = [...new Set(rows.flatMap((row) => values.get(row)[filter.name]))].sort();
+      const present = [...new Set(rows.flatMap((row) => values.get(row)[filter.index]))].sort();
       filter.select = make("select", { name: filter.name }, make("option", { value: "", textContent: "all" }));
       filter.select.append(...present.map((value) => make("option", { value, textContent: value })));
       filter.select.value = present.includes(parameters.get(filter.name)) ? parameters.get(filter.name) : "";
@@ -84,7 +87,7 @@
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       for (const row of rows) {
-        const fits = filters.every((f) => !f.select.value || values.get(row)[f.name].includes(f.select.value));
+        const fits = filters.every((f) => !f.select.value || values.get(row)[f.index].includes(f.select.value));
         const line = row.textContent.toLowerCase();
         row.hidden = !(fits && words.every((word) => line.includes(word)));
         shown += row.hidden ? 0 : 1;
@@ -103,5 +106,14 @@
     show();
   }
 
+  function tell(event) {
+    const number = event.target.closest?.("data[data-cell]");
+    if (!number || number.title) return;
+    const base = number.closest("[data-base]")?.dataset.base ?? "";
+    const place = number.dataset.cell.replace(/^\.\//, base);
+    number.title = `${number.value}\n${place}`;
+  }
+
   document.querySelectorAll("table[data-facets]").forEach(equip);
+  document.addEventListener("pointerover", tell);
 })();

@@ -11,14 +11,30 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import unescape
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from noscratch.results.pages import board, data, downloads, grid, numerics, performance, runs
+from noscratch.results.pages import (
+    backbones,
+    changes,
+    claims,
+    cost,
+    data,
+    downloads,
+    front,
+    numerics,
+    performance,
+    results,
+    runs,
+    tasks,
+    testing,
+)
 from noscratch.results.pages.evidence import Evidence, PublishError
+from noscratch.results.pages.markup import Html, Page
+from noscratch.results.pages.numbers import bare
 
 GENERATED = Path("site", "docs", "generated")
 TEMPORARY = ".generated-"
@@ -39,19 +55,11 @@ def contents(root: Path) -> dict[str, bytes]:
     """
     evidence = Evidence(root)
     written = dict(downloads.files(evidence))
-    pages = list(
-        chain(
-            board.pages(evidence),
-            grid.pages(evidence),
-            runs.pages(evidence),
-            data.pages(evidence),
-            performance.pages(evidence),
-            numerics.pages(evidence),
-            downloads.pages(evidence, written),
-        )
-    )
+    makers = (front, claims, results, tasks, backbones, runs, data, performance, numerics, cost, changes, testing)
+    pages = [*chain(*(maker.pages(evidence) for maker in makers)), *downloads.pages(evidence, written)]
+    _check_numbers(pages)
     files = {page.path.removesuffix(".html") + ".md": page.bytes() for page in pages}
-    files |= written | dict(board.files(evidence))
+    files |= written | dict(claims.files(evidence)) | changes.files(evidence)
     _check_links(files, root)
     return files
 
@@ -68,6 +76,14 @@ def _check_links(files: Mapping[str, bytes], root: Path) -> None:
             path = urlsplit(unescape(href)).path
             if path and posixpath.normpath(posixpath.join(folder, path)) not in targets:
                 raise PublishError(f"every link leads to a page of the site, but {name} links to {href}")
+
+
+def _check_numbers(pages: Sequence[Page]) -> None:
+    """Every number carries its address: see pages/numbers.py."""
+    for page in pages:
+        blocks = Html("".join(block for block in page.blocks if isinstance(block, Html)))
+        if found := list(islice(bare(blocks), 5)):
+            raise PublishError(f"every number has an address, but on {page.path} these have none: {', '.join(found)}")
 
 
 def _built(name: str) -> str:

@@ -1,13 +1,13 @@
-"""The data page: every source that is registered or generated, its state here, its terms, its digests, its splits."""
+"""The data page: every source, registered or generated, its state, terms, digests; splits; what was set aside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from noscratch import tasks
+from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence
-from noscratch.results.pages.grid import sources_of, task_module
 from noscratch.results.pages.markup import (
     Cell,
     Column,
@@ -21,18 +21,19 @@ from noscratch.results.pages.markup import (
     join,
     link,
     note,
-    number,
     prose,
-    size,
     slug,
     table,
     tag,
     task_page,
 )
+from noscratch.results.pages.numbers import at, inside, shown, words
+from noscratch.results.pages.tasks import sources_of, task_module
 from noscratch.sources.registry import SOURCES, Form, Source
 
 HAVE, BLOCKED, ABSENT, GENERATED = "available", "blocked", "not in the plan", "generated"
 VERIFIED, FIRST_USE, NOT_FETCHED = "listed digest, verified", "trusted on first use", "not fetched"
+EVERYWHERE = "the same bytes everywhere"
 Record = Mapping[str, Any]
 
 
@@ -47,13 +48,26 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     # What the plan uses first, then what is only registered; both in the registry's order.
     order = [*SOURCES, *sorted(evidence.sources.keys() - SOURCES.keys())]
     names = sorted(order, key=lambda name: name not in evidence.sources)
+    states = {
+        "available": (
+            sum(r["state"] == "done" for r in evidence.sources.values()),
+            at("count", "sources", state="done"),
+        ),
+        "blocked": (
+            sum(r["state"] == "blocked" for r in evidence.sources.values()),
+            at("count", "sources", state="blocked"),
+        ),
+    }
+    page.add(charts.share_bar("Sources of the plan", states))
     rows = [*(_row(evidence, name) for name in names), *(_made_row(evidence, task) for task in made)]
     columns: list[Column | str] = ["Source", "State", "Form", Column("Size", sort="number"), "Digest", "Licence"]
-    caption = (
-        f"{len(evidence.sources)} sources of the present plan, {len(names) - len(evidence.sources)} others that are "
-        f"registered, {len(made)} generated"
-    )
+    caption = "Every source: those of the present plan, those that are only registered, those that are generated"
     page.add(table(columns, rows, caption, facets=["state", "digest"]))
+    page.heading("Splits")
+    page.say("What the sources were prepared to at this tier. Validation is held out of training; test is opened once.")
+    page.add(_splits(evidence))
+    page.heading("Set aside")
+    _quarantine(page, evidence)
     page.heading("Source by source")
     for name in names:
         _source(page, evidence, name)
@@ -93,38 +107,76 @@ def _row(evidence: Evidence, name: str) -> Row:
     source, record = SOURCES.get(name), evidence.sources.get(name)
     state, form = _state(source, record), _form(source, record)
     reason = _reason(source, record).removeprefix(f"{name}: ")
-    count = sum(file["bytes"] for file in record["artifacts"].values()) if record else 0
     cells = (
         _named(link(f"#{slug(name)}", name), source.title if source else ""),
-        Cell(tag("span", _mark(state), tag("small", reason) if reason else "", class_="ns-stack"), kind="ns-wide"),
+        Cell(
+            tag("span", _mark(state), tag("small", words(reason)) if reason else "", class_="ns-stack"), kind="ns-wide"
+        ),
         form.label if form else Cell("", key=""),
-        Cell(size(count) if count else "", key=count or ""),
+        _size(f"data/raw/{name}", record),
         _digest(form),
-        Cell(source.licence if source else "", kind="ns-wrap"),
+        Cell(words(source.licence) if source else "", kind="ns-wrap"),
     )
     return Row(cells, {"state": [state], "digest": [_digest(form)]})
 
 
 def _made_row(evidence: Evidence, task: str) -> Row:
-    record, module = evidence.tasks.get(task), task_module(task)
-    count = sum(file["bytes"] for file in record["artifacts"].values()) if record else 0
+    module = task_module(task)
     cells = (
         _named(link(f"#{slug(task)}-generated", task), module.SPEC.title if module else ""),
         Cell(_mark(GENERATED), kind="ns-wide"),
         "seeded generator",
-        Cell(size(count) if count else "", key=count or ""),
-        "the same bytes everywhere",
+        _size(f"data/prepared/{task}", evidence.tasks.get(task)),
+        EVERYWHERE,
         "",
     )
-    return Row(cells, {"state": [GENERATED], "digest": ["the same bytes everywhere"]})
+    return Row(cells, {"state": [GENERATED], "digest": [EVERYWHERE]})
+
+
+def _size(folder: str, record: Record | None) -> Cell:
+    count = sum(file["bytes"] for file in record["artifacts"].values()) if record else 0
+    if not count:
+        return Cell("", key="")
+    return Cell(shown(inside("record", folder, "artifacts", "*", "bytes"), "bytes", count))
 
 
 def _named(name: Html, title: str) -> Cell:
-    return Cell(tag("span", name, tag("small", title), class_="ns-stack"), kind="ns-wide")
+    return Cell(tag("span", name, tag("small", words(title)), class_="ns-stack"), kind="ns-wide")
 
 
 def _mark(state: str) -> Html:
     return tag("span", state, class_="ns-quiet") if state == ABSENT else chip(state)
+
+
+def _splits(evidence: Evidence) -> Html:
+    rows = []
+    for task, record in evidence.tasks.items():
+        splits = (record["result"] or {}).get("splits", {})
+        for split in (each for each in (*tasks.SPLITS, tasks.SUBMISSION) if each in splits):
+            where = ("data/prepared/" + task, "result", "splits", split)
+            counts = (
+                shown(inside("record", *where, name), "number", splits[split][name]) if name in splits[split] else ""
+                for name in ("examples", "tokens")
+            )
+            rows.append(Row((link(task_page(task), task), split, *counts), {"task": [task], "split": [split]}))
+    columns: list[Column | str] = ["Task", "Split", Column("Examples", sort="number"), Column("Tokens", sort="number")]
+    return table(columns, rows, "Every split of every task that could be prepared", ["task", "split"])
+
+
+def _quarantine(page: Page, evidence: Evidence) -> None:
+    page.say(
+        "A file of a source that holds no example, because it cannot be read, is set aside with its reason; a source "
+        "with many of them is refused."
+    )
+    rows: list[Sequence[object]] = [
+        (link(task_page(task), task), code(file), Cell(words(reason), kind="ns-wide"))
+        for task, record in evidence.tasks.items()
+        for file, reason in (record["result"] or {}).get("quarantine", [])
+    ]
+    if rows:
+        page.add(table(["Task", "File", "Reason"], rows, "Every file that was set aside"))
+    else:
+        page.say("Nothing was set aside in what is prepared here.")
 
 
 def _source(page: Page, evidence: Evidence, name: str) -> None:
@@ -132,38 +184,47 @@ def _source(page: Page, evidence: Evidence, name: str) -> None:
     page.blocks.append(f"### {prose(name)} {{ #{slug(name)} }}")
     state, reason = _state(source, record), _reason(source, record)
     if state not in (HAVE, ABSENT):
-        page.add(note(tag("strong", state), f": {reason}", kind="bad"))
+        page.add(note(tag("strong", state), ": ", words(reason), kind="bad"))
     if source is None:
         page.say("This source is no longer part of the package.")
         return
     feeds = [task for task in evidence.task_names if name in sources_of(evidence, task)]
     form = _form(source, record)
-    page.say(tag("strong", source.title))
+    page.say(tag("strong", words(source.title)))
     about: list[tuple[str, object]] = [
         ("State", state),
         ("Digest", _digest(form)),
-        ("Licence", source.licence),
-        ("Terms", source.terms),
-        ("Citation", source.citation),
+        ("Licence", words(source.licence)),
+        ("Terms", words(source.terms)),
+        ("Citation", words(source.citation)),
         ("Home", code(source.homepage)),
-        ("Edition", source.edition),
+        ("Edition", words(source.edition)),
         ("Feeds", join((link(task_page(task), task) for task in feeds), ", ") or "no task of the present plan"),
     ]
     if form and form.note:
-        about.append(("About this form", form.note))
+        about.append(("About this form", words(form.note)))
     page.add(facts(about))
     if record and record["artifacts"]:
-        files = [(file, size(f["bytes"]), code(f["sha256"])) for file, f in sorted(record["artifacts"].items())]
+        folder = f"data/raw/{name}"
+        files = [
+            (
+                code(file),
+                shown(inside("record", folder, "artifacts", file, "bytes"), "bytes", f["bytes"]),
+                code(f["sha256"]),
+            )
+            for file, f in sorted(record["artifacts"].items())
+        ]
         label = form.label if form else record["result"].get("form", "")
-        page.add(table(["File", "Size", "sha256"], files, f"What was fetched ({label}), address {record['address']}"))
-    _splits(page, evidence, feeds)
+        page.add(
+            table(["File", "Size", "sha256"], files, join(["What was fetched: ", label, ", ", code(record["address"])]))
+        )
     accepted = [
         (
             each.label,
-            file.name,
-            size(file.bytes) if file.bytes is not None else "not published",
+            code(file.name),
+            code(f"{file.bytes} B" if file.bytes is not None else "not published"),
             code(file.sha256) if file.sha256 else "first use",
-            Cell(each.note, kind="ns-wide"),
+            Cell(words(each.note), kind="ns-wide"),
         )
         for each in source.forms
         for file in each.files
@@ -179,23 +240,8 @@ def _made(page: Page, evidence: Evidence, task: str) -> None:
     page.say("Made here by a seeded generator, which needs no download and gives the same bytes on every machine.")
     about: list[tuple[str, object]] = [("Task", link(task_page(task), task))]
     if module:
-        about.append(("Algorithm", module.SPEC.citation))
+        about.append(("Algorithm", words(module.SPEC.citation)))
     if record:
         settings = [f"{name} {value}" for name, value in sorted(record["settings"].get("data", {}).items())]
-        about += [("Settings", ", ".join(settings) or "the defaults"), ("Address", code(record["address"]))]
+        about += [("Settings", words(", ".join(settings) or "the defaults")), ("Address", code(record["address"]))]
     page.add(facts(about))
-    _splits(page, evidence, [task])
-
-
-def _splits(page: Page, evidence: Evidence, names: list[str]) -> None:
-    rows = []
-    for task in names:
-        splits = (evidence.tasks.get(task, {}).get("result") or {}).get("splits", {})
-        for split in (*tasks.SPLITS, tasks.SUBMISSION):
-            if split in splits:
-                examples, tokens = splits[split]["examples"], splits[split].get("tokens")
-                rows.append(
-                    (link(task_page(task), task), split, number(examples), "" if tokens is None else number(tokens))
-                )
-    if rows:
-        page.add(table(["Task", "Split", "Examples", "Tokens"], rows, "What its tasks were prepared to, at this tier"))

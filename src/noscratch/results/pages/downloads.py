@@ -13,8 +13,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from noscratch.results import collect, judge, parquet_bytes
-from noscratch.results.pages.evidence import Evidence, PublishError
-from noscratch.results.pages.markup import Cell, Page, code, command, link, listing, number, size, table
+from noscratch.results.pages.evidence import HISTORY, Evidence, PublishError
+from noscratch.results.pages.markup import Cell, Page, code, command, link, listing, slug, table
+from noscratch.results.pages.numbers import at, shown, words
 from noscratch.yaml_reader import read
 
 CITATION = "downloads/citation.bib"
@@ -31,6 +32,8 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
         yield f"downloads/{name}.csv", _csv(rows)
         yield f"downloads/{name}.json", _json(rows)
     yield "downloads/curves.parquet", parquet_bytes(pa_csv.read_csv(reports / "curves.csv"))
+    if (history := evidence.root / HISTORY).exists():
+        yield "downloads/history.jsonl", history.read_bytes()
     yield "downloads/metrics.json", (reports / "metrics.json").read_bytes()
     yield CITATION, bibtex(evidence).encode()
 
@@ -38,13 +41,18 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
 def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
     page = Page("downloads.html", "Downloads", "Results and verdicts as Parquet, CSV and JSON, with a data dictionary.")
     page.say(
-        "Everything that the pages show comes from these files. They hold every run of the plan, the failed ones too."
+        "What the pages say of runs and claims comes from these files. They hold every run of the plan, the failed "
+        "ones too. Each claim is a file of its own, at an address that stays, such as ",
+        link(f"claims/{slug(evidence.papers[0].claims[0].id)}.json", code(f"{evidence.papers[0].claims[0].id}.json")),
+        "; changes of verdicts are an ",
+        link("verdicts.atom", "Atom feed"),
+        ".",
     )
     rows = [
         (
             link(path, code(path.partition("/")[2])),
             Cell(ABOUT[path.partition("/")[2].partition(".")[0]], kind="ns-wide"),
-            size(len(content)),
+            shown(at("size", *path.split("/")), "bytes", len(content)),
         )
         for path, content in written.items()
     ]
@@ -73,11 +81,11 @@ def pages(evidence: Evidence, written: dict[str, bytes]) -> Iterator[Page]:
                 code(field.name),
                 code(field.type),
                 "may be null" if field.nullable else "",
-                Cell(meaning[field.name], kind="ns-wide"),
+                Cell(words(meaning[field.name]), kind="ns-wide"),
             )
             for field in schema
         ]
-        page.add(table(["Column", "Type", "", "Meaning"], described, f"{number(len(schema))} columns"))
+        page.add(table(["Column", "Type", "", "Meaning"], described, f"Every column of {name}"))
     yield page
 
 
@@ -106,6 +114,7 @@ ABOUT = {
     "results": "one row = cell x phase x split x metric",
     "verdicts": "one row = claim x quantity x tier, and the headline of each claim",
     "curves": "every point of every curve: run, step, split, metric, value",
+    "history": "every change of a verdict, the oldest first: date, commit, claim, version, tier, verdict, figures",
     "citation": "this project and the papers of its claims, as BibTeX",
     "metrics": "the primary test metric of every cell, nested by tier, task, backbone and protocol",
 }

@@ -23,9 +23,12 @@ from noscratch.errors import NoscratchError
 from noscratch.results import claims, statistics
 from noscratch.results.collect import PUBLISHED
 from noscratch.results.pages.markup import slug
+from noscratch.results.pages.numbers import at
 
 PHASES = ("pretrain", "finetune")
 PROVENANCE = "provenance.json"
+HISTORY = Path("reports", "verdicts.jsonl")
+PLACE = "place"
 # From worst to best: a run is as good as its worst phase.
 STATES = ("failed", "diverged", "blocked", "done")
 
@@ -46,13 +49,21 @@ class Measurement:
     provenance: Mapping[str, Any]
     files: Mapping[str, bytes]
 
-    @property
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of its tables: Parquet, or JSON lists of objects where there is no Parquet."""
-        tables = [content for name, content in self.files.items() if name.endswith(".parquet")]
-        if tables:
-            return [row for content in tables for row in pq.read_table(io.BytesIO(content)).to_pylist()]
-        return [row for name, content in self.files.items() if name.endswith(".json") for row in json.loads(content)]
+        """The rows of its tables (Parquet, or JSON lists of objects where there is no Parquet), each with its PLACE."""
+        tables = {n: pq.read_table(io.BytesIO(c)).to_pylist() for n, c in self.files.items() if n.endswith(".parquet")}
+        tables = tables or {name: json.loads(content) for name, content in self.files.items() if name.endswith(".json")}
+        return [row | {PLACE: (name, k)} for name, rows in tables.items() for k, row in enumerate(rows)]
+
+    def at(self, row: Mapping[str, Any], column: str) -> str:
+        """The address of a number in one of its rows."""
+        return at("bench", self.folder.rpartition("/")[2], *row[PLACE], column)
+
+    def exponent_at(self, rows: Sequence[Mapping[str, Any]], x: str, y: str) -> str:
+        """The address of the exponent that the rows' column y follows in column x."""
+        every = ",".join(str(row[PLACE][1]) for row in rows)
+        return at("bench", self.folder.rpartition("/")[2], rows[0][PLACE][0], every, f"{x},{y}")
 
 
 @dataclass(frozen=True, order=True)
@@ -86,13 +97,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """A cell's records by phase, their sha256, and the curves: (step, split, metric, value) in file order."""
+    """A cell's records by phase, their sha256, and the curves: (step, split, metric, value) in file order.
+
+    A published run has its provenance too; that of the others differs each time and enters no page.
+    """
 
     cell: Cell
     folder: str
     records: Mapping[str, Mapping[str, Any]]
     digests: Mapping[str, str]
     curves: Mapping[str, Curve]
+    provenance: Mapping[str, Mapping[str, Any]]
 
     @property
     def state(self) -> str:
@@ -122,7 +137,6 @@ class Score:
     metric: str
     value: float
     examples: int
-    address: str
 
 
 class Evidence:
@@ -150,7 +164,8 @@ class Evidence:
         return runs | {run.cell: run for run in published if run.cell not in finished}
 
     def _run(self, folder: Path) -> Run:
-        records, digests, curves = {}, {}, {}
+        records, digests, curves, provenance = {}, {}, {}, {}
+        published = folder.is_relative_to(self.root / "reports")
         for phase in PHASES:
             path = folder / phase / "record.json"
             if path.exists():
@@ -158,12 +173,15 @@ class Evidence:
                 records[phase] = json.loads(content)
                 digests[phase] = sha256(content).hexdigest()
                 curves[phase] = _curve(folder / phase / "curves.csv") if records[phase]["state"] == "done" else []
+                if published:
+                    provenance[phase] = json.loads((folder / phase / PROVENANCE).read_bytes())
         return Run(
             Cell(**next(iter(records.values()))["cell"]),
             folder.relative_to(self.root).as_posix(),
             records,
             digests,
             curves,
+            provenance,
         )
 
     def _check_results(self) -> None:
@@ -189,13 +207,32 @@ class Evidence:
 
     @cached_property
     def scores(self) -> dict[Group, list[Score]]:
-        """Primary test scores of finished runs, one per seed, by (tier, task, backbone, protocol)."""
-        found: dict[Group, list[Score]] = defaultdict(list)
+        """Primary test scores of finished runs, one per seed, by (tier, task, backbone, protocol).
+
+        Where the runs of a cell differ in more than their seed, those that `judge` takes: of the present plan, or where
+        there are none the most numerous.
+        """
+        found: dict[Group, dict[tuple[str, str], list[Score]]] = defaultdict(lambda: defaultdict(list))
+        seeds: dict[tuple[Group, tuple[str, str]], set[int]] = defaultdict(set)
         for row in self.results:
-            if row["primary"] and row["split"] == "test" and row["phase"] == "finetune" and row["value"] is not None:
-                cell = cell_of(row)
-                found[cell.group].append(Score(cell, row["metric"], row["value"], row["examples"], row["address"]))
-        return {group: sorted(scores, key=lambda s: s.cell) for group, scores in sorted(found.items())}
+            if row["phase"] != "finetune":
+                continue
+            cell, setting = cell_of(row), (row["code"], row["setting"])
+            scores = found[cell.group][setting]
+            seeds[cell.group, setting].add(cell.seed)
+            if row["primary"] and row["split"] == "test" and row["value"] is not None:
+                scores.append(Score(cell, row["metric"], row["value"], row["examples"]))
+        taken = {
+            group: of[max(of, key=lambda key: (key[0] == "current", len(seeds[group, key]), key))]
+            for group, of in sorted(found.items())
+        }
+        return {group: sorted(scores, key=lambda score: score.cell) for group, scores in taken.items() if scores}
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """Every change of a verdict, the oldest first; empty where none was ever published."""
+        path = self.root / HISTORY
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -203,8 +240,26 @@ class Evidence:
         every = {cell.group for cell in self.runs} | {cell_of(row).group for row in self.results}
         return sorted(every, key=lambda group: (-_strength(group[0]), group))
 
+    @cached_property
+    def _by_group(self) -> dict[Group, list[dict[str, Any]]]:
+        rows = defaultdict(list)
+        for row in self.results:
+            rows[cell_of(row).group].append(row)
+        return rows
+
+    def rows_of(self, group: Group) -> list[dict[str, Any]]:
+        """The rows of results.parquet of a group's runs, both phases."""
+        return self._by_group.get(group, [])
+
     def runs_of(self, group: Group) -> list[Run]:
-        return [run for cell, run in sorted(self.runs.items()) if cell.group == group]
+        return self._runs_by_group.get(group, [])
+
+    @cached_property
+    def _runs_by_group(self) -> dict[Group, list[Run]]:
+        found = defaultdict(list)
+        for cell, run in sorted(self.runs.items()):
+            found[cell.group].append(run)
+        return found
 
     @cached_property
     def task_names(self) -> list[str]:

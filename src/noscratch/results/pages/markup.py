@@ -7,14 +7,12 @@ stays text. Pages are Markdown (headings, prose) with blocks of HTML (tables, fi
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from html import escape
+from html import escape, unescape
 
-PERCENT = ("accuracy", "f1")
 # Elements of SVG that close themselves when they are empty.
 SHAPES = ("circle", "line", "path", "rect")
 # A fact of more characters takes two columns.
@@ -44,10 +42,17 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        words.append(key if value is True else f'{key}="{escape(str(value))}"')
+        words.append(key if value is True else f"{key}={_quoted(str(value))}")
     if name in SHAPES and not children:
         return Html(f"<{' '.join(words)}/>")
     return Html(f"<{' '.join(words)}>{join(children)}</{name}>")
+
+
+def _quoted(value: str) -> str:
+    """In single quotes where that needs fewer escapes, as for JSON."""
+    if '"' in value and "'" not in value:
+        return f"'{escape(value, quote=False)}'"
+    return f'"{escape(value)}"'
 
 
 def link(href: str, *children: object, **attributes: object) -> Html:
@@ -73,7 +78,8 @@ def slug(name: str) -> str:
 class Page:
     """One Markdown page: its path below the generated folder, its title, and its blocks in order.
 
-    A page with a `template` of its own (site/overrides) is left out of the search index: there may be a thousand.
+    A page with a `template` of its own (site/overrides) is left out of the search index: there may be a thousand. One
+    below parts/ is not a page but what a hand-written page includes: it has blocks only.
     """
 
     path: str
@@ -98,6 +104,8 @@ class Page:
         self.add(command(line))
 
     def bytes(self) -> bytes:
+        if self.path.startswith("parts/"):
+            return ("\n\n".join(self.blocks) + "\n").encode()
         hidden = ["navigation", "toc"] if self.wide else ["navigation"]
         # JSON strings are YAML strings; the theme prints a title unescaped, so it is escaped here.
         front = {"title": escape(self.title), "description": escape(self.description), "hide": hidden}
@@ -170,19 +178,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row and the values that it is filtered by: facet -> values."""
+    """A row and the values that it is filtered by, for each facet of the table."""
 
     cells: Sequence[object]
     facets: Mapping[str, Sequence[str]]
 
 
 def table(
-    columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: str, facets: Sequence[str] = ()
+    columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: object, facets: Sequence[str] = ()
 ) -> Html:
     """A table in a scrolling frame. With `facets` the page's script adds selectors, a search field and sorting."""
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     top = tag("tr", *(tag("th", head.label, scope="col", data_sort=head.sort if facets else None) for head in heads))
-    lines = join((_row(heads, row if isinstance(row, Row) else Row(row, {}), bool(facets)) for row in rows), "\n")
+    lines = join((_row(row if isinstance(row, Row) else Row(row, {}), len(heads), facets) for row in rows), "\n")
     sheet = tag(
         "table",
         tag("caption", caption),
@@ -191,64 +199,24 @@ def table(
         class_="ns-table",
         data_facets=" ".join(facets) or None,
     )
-    return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=caption)
+    label = unescape(re.sub(r"<[^>]*>", "", text(caption)))
+    return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=label)
 
 
-def _row(heads: Sequence[Column], row: Row, labelled: bool) -> Html:
-    cells = []
-    for head, given in zip(heads, row.cells, strict=True):
-        cell = given if isinstance(given, Cell) else Cell(given)
-        # On a phone a board's row becomes a card, whose lines need the columns' names.
-        cells.append(
-            tag("td", cell.content, data_key=cell.key, data_label=head.label if labelled else None, class_=cell.kind)
-        )
-    values = json.dumps(row.facets, sort_keys=True) if row.facets else None
-    return tag("tr", *cells, data_values=values)
+def _row(row: Row, width: int, facets: Sequence[str]) -> Html:
+    assert len(row.cells) == width, row
+    cells = (each if isinstance(each, Cell) else Cell(each) for each in row.cells)
+    values = json.dumps([row.facets[name] for name in facets], separators=(",", ":")) if facets else None
+    return tag("tr", *(tag("td", c.content, data_key=c.key, class_=c.kind) for c in cells), data_values=values)
 
 
 def details(summary: object, *children: object) -> Html:
     return tag("details", tag("summary", summary), *children, class_="ns-details")
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A plain number, short: 12,345 or 0.1235 or 3.2e-07."""
-    if not math.isfinite(value):
-        return str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.{digits}f}".rstrip("0").rstrip(".")
-    return f"{value:.2e}"
-
-
-def metric_value(value: float, metric: str) -> str:
-    """A metric as the field prints it: accuracy and F1 in percent, correlations and losses as they are."""
-    if metric in PERCENT:
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f}"
-
-
 def listing(lines: Iterable[str]) -> Html:
     """Plain lines, as they are."""
     return tag("pre", tag("code", "\n".join(lines)), class_="ns-listing")
-
-
-def si(value: float, unit: str) -> str:
-    """A large number with a prefix: 30000000000 FLOP is 30 GFLOP."""
-    prefixes = iter("kMGTPE")
-    prefix = ""
-    while value >= 1000:
-        value, prefix = value / 1000, next(prefixes)
-    return f"{value:.3g} {prefix}{unit}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 376,971 B is 368.1 KiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
 
 
 def short(digest: str, digits: int = 12) -> Html:
@@ -272,36 +240,8 @@ def paper_page(paper: str) -> str:
     return f"papers/{slug(paper)}.html"
 
 
-def score(mean: float, low: float | None, high: float | None, n: int, metric: str, tier: str) -> Html:
-    """A number with all that belongs to it: mean, 95 % interval, n and tier. One seed has no interval, and says so."""
-    return _score(metric_value(mean, metric), interval_text(low, high, metric), f"n = {n}", tier)
-
-
-def difference(mean: float, low: float | None, high: float | None, n: int, metric: str, tier: str) -> Html:
-    """A difference of two scores, signed; of percentages it is in points."""
-    value, unit = (100 * mean, " points") if metric in PERCENT else (mean, "")
-    digits = 1 if metric in PERCENT else 3
-    scale = 100 if metric in PERCENT else 1
-    spread = (
-        "no interval" if low is None or high is None else f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
-    )
-    return _score(f"{value:+.{digits}f}{unit}", spread, f"n = {n} shared", tier)
-
-
-def interval_text(low: float | None, high: float | None, metric: str) -> str:
-    if low is None or high is None:
-        return "no interval"
-    return f"[{metric_value(low, metric).removesuffix(' %')}, {metric_value(high, metric).removesuffix(' %')}]"
-
-
-def _score(value: str, spread: str, count: str, tier: str) -> Html:
-    return tag(
-        "span", tag("b", value), " ", tag("small", f"{spread} {count}"), " ", tier_badge(tier), class_="ns-score"
-    )
-
-
 def paragraphs(docstring: str) -> Html:
-    """A docstring as paragraphs: indented blocks stay as they are, `names` become code."""
+    """A docstring as paragraphs, quoted: indented blocks stay as they are, `names` become code."""
     parts = []
     for block in re.split(r"\n\s*\n", docstring.strip()):
         if all(line.startswith("    ") for line in block.splitlines()):
@@ -309,4 +249,4 @@ def paragraphs(docstring: str) -> Html:
         else:
             words = re.split(r"`+([^`]+)`+", " ".join(block.split()))
             parts.append(tag("p", *(code(word) if k % 2 else word for k, word in enumerate(words))))
-    return join(parts)
+    return tag("div", *parts, class_="ns-words")

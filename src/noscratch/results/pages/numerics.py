@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence, Measurement
-from noscratch.results.pages.markup import Cell, Column, Html, Page, Row, code, details, join, number, table, tag
+from noscratch.results.pages.markup import Cell, Column, Html, Page, Row, code, details, join, link, table, tag
+from noscratch.results.pages.numbers import shown, words
 from noscratch.results.pages.performance import log_table, not_measured, provenance, sloped
 
-OTHERS = {"rms": "RMS", "allowed": "allowed"}
-# More curves than this have no style of their own.
-MOST_CURVES = 4
+# The kernels of a backbone bear its name; only these are called otherwise.
+KERNELS_OF = {"transformer": ("attend",), "bigs": ("s4d_kernel",)}
 GROWTH = "bench-error-growth"
 COMMAND = "python -m bench.error_growth --out reports/records/bench-error-growth"
 
@@ -158,9 +158,11 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         "One formula for all, none tuned until a test passes: ",
         code("4 eps (1 + log2(2 L)) × condition"),
         ", relative to the largest value, where eps is that of the number format. An FFT or a pairwise sum of L terms "
-        "passes each value through log2(2 L) rounded additions; the 1 stands for the few roundings around it, the 4 "
-        "for both sides of a comparison. The condition is stated where errors of the data are amplified: L for a "
-        "recurrence taken step by step, the phase of a parameter that was rounded, the cancellation of a sum.",
+        "passes each value through ",
+        code("log2(2 L)"),
+        " rounded additions; the one stands for the few roundings around it, the four for both sides of a comparison. "
+        "The condition is stated where errors of the data are amplified: L for a recurrence taken step by step, the "
+        "phase of a parameter that was rounded, the cancellation of a sum.",
     )
     page.heading("Known answers on this device")
     page.say(
@@ -187,13 +189,13 @@ def _law(law: Law) -> tuple[object, ...]:
 
 
 Rows = Sequence[Mapping[str, Any]]
+Curves = Mapping[tuple[str, str], Rows]
 
 
 def _errors(page: Page, measured: Measurement) -> None:
-    """The error columns are `max`, and `rms` and `allowed` where the measurement has them."""
-    rows = measured.rows
+    """Worst errors by kernel, and how they grow with length."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in measured.rows:
         groups.setdefault((row["kernel"], row["backend"], row["dtype"]), []).append(row)
     page.heading("Worst errors")
     page.say(
@@ -201,52 +203,78 @@ def _errors(page: Page, measured: Measurement) -> None:
         "value, over every length measured. Backend fast is this project's; plain is the kernel as its paper "
         "writes it, in the same number format."
     )
-    page.add(provenance(measured))
-    page.add(_worst(groups))
+    page.add(provenance(measured), _worst(measured, groups))
     page.heading("How errors grow with length")
     page.say(
-        "Both axes logarithmic. A slope near 0 is an error that does not grow, 0.5 a random walk of roundings, "
-        "1 an error that adds up at every step."
+        "Both axes logarithmic. A slope near zero is an error that does not grow, one half a random walk of roundings, "
+        "one an error that adds up at every step."
     )
-    curves: dict[str, dict[tuple[str, str], charts.Points]] = {}
-    for (kernel, backend, dtype), group in groups.items():
-        points = sorted((float(row["length"]), float(row["max"])) for row in group)
-        curves.setdefault(kernel, {})[backend, dtype] = points
+    curves = _curves(measured)
     for name in dict.fromkeys(kernel.partition(",")[0] for kernel in curves):
         page.heading(name, 3)
-        mine = {kernel: series for kernel, series in curves.items() if kernel.partition(",")[0] == name}
-        parts = [part for kernel, series in mine.items() for part in _split(kernel, series).items()]
-        drawn = [charts.log_chart(title, "length", "error", sloped(series)) for title, series in parts]
-        texts = [log_table(f"{title}: worst relative error", "Length", series) for title, series in parts]
-        page.add(tag("div", *drawn, class_="ns-figures"), details("The figures as text", *texts))
+        page.add(*_figures(measured, {kernel: s for kernel, s in curves.items() if kernel.partition(",")[0] == name}))
 
 
-def _split(kernel: str, series: Mapping[tuple[str, str], charts.Points]) -> dict[str, dict[str, charts.Points]]:
+def of_backbone(page: Page, evidence: Evidence, family: str) -> None:
+    """How the errors of a backbone's own kernel grow."""
+    measured = evidence.measurements.get(GROWTH)
+    names = KERNELS_OF.get(family, (f"{family}_kernel", family))
+    curves = {k: s for k, s in _curves(measured).items() if _bare_name(k) in names} if measured else {}
+    if measured and curves:
+        page.heading("Numerics")
+        page.say("The error of its kernel against length; more on the ", link("../numerics.html", "numerics"), " page.")
+        page.add(*_figures(measured, curves))
+
+
+def _bare_name(kernel: str) -> str:
+    return kernel.partition(",")[0].rpartition(".")[2]
+
+
+def _curves(measured: Measurement) -> dict[str, Curves]:
+    """Kernel -> (backend, number format) -> rows by length."""
+    found: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
+    for row in sorted(measured.rows, key=lambda row: row["length"]):
+        found.setdefault(row["kernel"], {}).setdefault((row["backend"], row["dtype"]), []).append(row)
+    return {kernel: found[kernel] for kernel in dict.fromkeys(row["kernel"] for row in measured.rows)}
+
+
+def _figures(measured: Measurement, curves: Mapping[str, Curves]) -> list[Html]:
+    parts = [part for kernel, series in curves.items() for part in _split(kernel, series).items()]
+    drawn = [charts.log_chart(title, "length", "error", sloped(series, "max")) for title, series in parts]
+    texts = [
+        log_table(measured, words(f"{title}: worst relative error"), series, "max", "three") for title, series in parts
+    ]
+    return [tag("div", *drawn, class_="ns-figures"), details("The figures as text", *texts)]
+
+
+def _split(kernel: str, series: Curves) -> dict[str, dict[str, Rows]]:
     """The curves of a kernel in one figure, or in one for each number format where they are too many."""
-    if len(series) <= MOST_CURVES:
-        return {kernel: {f"{dtype}, {backend}": points for (backend, dtype), points in series.items()}}
+    if len(series) <= charts.STYLES:
+        return {kernel: {f"{dtype}, {backend}": rows for (backend, dtype), rows in series.items()}}
     return {
-        f"{kernel}, {dtype}": {backend: points for (backend, of), points in series.items() if of == dtype}
+        f"{kernel}, {dtype}": {backend: rows for (backend, of), rows in series.items() if of == dtype}
         for dtype in dict.fromkeys(dtype for _, dtype in series)
     }
 
 
-def _worst(groups: Mapping[tuple[str, str, str], Rows]) -> Html:
+def _worst(measured: Measurement, groups: Mapping[tuple[str, str, str], Rows]) -> Html:
     """Kernels and backends down, number formats across."""
     formats = list(dict.fromkeys(dtype for *_, dtype in groups))
     lines = []
     for kernel, backend in dict.fromkeys((kernel, backend) for kernel, backend, _ in groups):
-        cells = (_worst_cell(groups.get((kernel, backend, dtype), ())) for dtype in formats)
-        lines.append(Row([kernel, backend, *cells], {"kernel": [kernel.partition(",")[0]], "backend": [backend]}))
+        cells = (_worst_cell(measured, groups.get((kernel, backend, dtype), ())) for dtype in formats)
+        lines.append(
+            Row([words(kernel), backend, *cells], {"kernel": [kernel.partition(",")[0]], "backend": [backend]})
+        )
     columns: list[Column | str] = ["Kernel", "Backend", *(Column(dtype, sort="number") for dtype in formats)]
     caption = "Worst error by kernel, backend and number format, and the length at which it was found"
     return table(columns, lines, caption, facets=["kernel", "backend"])
 
 
-def _worst_cell(rows: Rows) -> Cell:
+def _worst_cell(measured: Measurement, rows: Rows) -> Cell:
+    """The worst error with its length, and where it was measured the mean one and what is allowed."""
     if not rows:
         return Cell("", key="")
     worst = max(rows, key=lambda row: float(row["max"]))
-    others = [f"{name} {worst[column]:.2g}" for column, name in OTHERS.items() if column in worst]
-    about = tag("small", ", ".join([f"at {number(worst['length'])}", *others]))
-    return Cell(tag("span", tag("b", f"{worst['max']:.2g}"), about, class_="ns-stack"), key=worst["max"])
+    columns = [name for name in ("max", "length", "rms", "allowed") if name in worst]
+    return Cell(shown(measured.at(worst, ",".join(columns)), "error", *(worst[name] for name in columns)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from noscratch.results.pages import charts
-from noscratch.results.pages.evidence import Evidence, Measurement
+from noscratch.results.pages.evidence import PLACE, Evidence, Measurement
 from noscratch.results.pages.markup import (
     Cell,
     Column,
@@ -17,16 +17,18 @@ from noscratch.results.pages.markup import (
     details,
     facts,
     join,
+    link,
     listing,
     note,
-    number,
     short,
-    size,
     table,
     tag,
 )
+from noscratch.results.pages.numbers import number, shown, words
 
 KERNELS, GENERATORS = "bench-kernels", "bench-generators"
+# Measurements that have a page or a section of their own; every other one is shown as the table that it is.
+ELSEWHERE = (KERNELS, GENERATORS, "bench-error-growth", "bench-impulse")
 COMMANDS = {
     KERNELS: "python -m bench.kernels --threads 1 2 --environment plain equal "
     "--peer-s4 PATH --peer-sgconv PATH --peer-bigs PATH --out reports/records/bench-kernels",
@@ -48,10 +50,17 @@ ITEMS = {
     "rotary": "Rotary embedding",
     "attention": "Causal attention",
 }
+# The item of a backbone is the one of its name; only these are called otherwise.
+ITEMS_OF = {"dss": ("dss-exp",), "transformer": ("attention",)}
 ENVIRONMENTS = {
     "plain": "as shipped",
     "equal": "the whole process keeps freed memory, which helps every side",
 }
+# A table of more rows is folded.
+FOLDED = 24
+
+Rows = Sequence[Mapping[str, Any]]
+SETTING = ("device", "environment", "threads")
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -63,7 +72,7 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     )
     page.say(
         "One forward and backward pass of each layer, beside what people would use instead. What is compared runs in "
-        "turn in one process on one machine, and the least time of all rounds counts. A ratio above 1 says that the "
+        "turn in one process on one machine, and the least time of all rounds counts. A ratio above one says that the "
         "other one needs more."
     )
     measured = evidence.measurements.get(KERNELS)
@@ -81,7 +90,26 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         not_measured(page, GENERATORS)
     else:
         _generators(page, made)
+    for name, other in evidence.measurements.items():
+        if name.startswith("bench-") and name not in ELSEWHERE:
+            page.heading(name.removeprefix("bench-").replace("-", " ").capitalize())
+            page.add(provenance(other), _whole(other))
     yield page
+
+
+def of_backbone(page: Page, evidence: Evidence, family: str) -> None:
+    """What was measured of a backbone's layer against length."""
+    measured = evidence.measurements.get(KERNELS)
+    items = ITEMS_OF.get(family, (family, f"{family}-bidirectional", f"{family}-block"))
+    rows = [row for row in measured.rows if row["item"] in items] if measured else []
+    if not measured or not rows:
+        return
+    page.heading("Speed")
+    page.say(
+        "One forward and backward pass of its layer; more on the ", link("../performance.html", "performance"), " page."
+    )
+    for item in _values(rows, "item"):
+        page.add(*_scaling(measured, [row for row in rows if row["item"] == item]))
 
 
 def not_measured(page: Page, name: str, line: str | None = None) -> None:
@@ -95,14 +123,18 @@ def provenance(measured: Measurement) -> Html:
     about, record = measured.provenance, measured.record
     commit = about.get("commit")
     libraries = about.get("libraries", {})
+    devices = ", ".join(sorted({str(row["device"]) for row in measured.rows if "device" in row}))
     rows: list[tuple[str, object]] = [
-        ("Device", ", ".join(sorted({str(r["device"]) for r in measured.rows if "device" in r})) or about["processor"]),
-        ("Software", f"Python {about['python']}, " + ", ".join(f"{k} {libraries[k]}" for k in sorted(libraries))),
+        ("Device", words(devices or about["processor"])),
+        (
+            "Software",
+            words(f"Python {about['python']}, " + ", ".join(f"{k} {libraries[k]}" for k in sorted(libraries))),
+        ),
         (
             "Commit",
             join([short(commit), " and changes not committed" if about.get("dirty") else ""]) if commit else "none",
         ),
-        ("Measured", about["started"][:10]),
+        ("Measured", tag("time", about["started"][:10])),
         ("Address", code(record["address"])),
     ]
     files = [f"{file['sha256']}  {measured.folder}/{name}" for name, file in sorted(record["artifacts"].items())]
@@ -112,26 +144,25 @@ def provenance(measured: Measurement) -> Html:
 
 # ---------------------------------------------------------------- kernels
 
-Rows = Sequence[Mapping[str, Any]]
-SETTING = ("device", "environment", "threads")
-
 
 def _kernels(page: Page, measured: Measurement) -> None:
     rows = measured.rows
     devices = sorted({row["device"] for row in rows})
     page.say(
         "Measured on ",
-        tag("strong", " and ".join(devices)),
-        f" with PyTorch {', '.join(sorted({row['torch'] for row in rows}))}, float32. Environments: ",
+        tag("strong", words(" and ".join(devices))),
+        " with PyTorch ",
+        words(", ".join(sorted({row["torch"] for row in rows}))),
+        ", float32. Environments: ",
         "; ".join(f"{name}: {ENVIRONMENTS.get(name, name)}" for name in _values(rows, "environment")),
         ". A shape is batch × width × length × states.",
     )
     page.add(provenance(measured))
     page.heading("How many times as fast")
-    page.say("The least time of the other one divided by ours, with the rounds that each had.")
+    page.say("The least time of the other one divided by ours, and n, the rounds that each had.")
     settings = sorted({tuple(row[key] for key in SETTING) for row in rows}, key=lambda s: (s[0], s[1] != "plain"))
     matrices = {
-        setting: _matrix([row for row in rows if tuple(row[key] for key in SETTING) == setting], *setting)
+        setting: _matrix(measured, [row for row in rows if tuple(row[key] for key in SETTING) == setting], *setting)
         for setting in settings
     }
     # A job gets every thread that there is; fewer are for the curious.
@@ -142,15 +173,15 @@ def _kernels(page: Page, measured: Measurement) -> None:
     page.heading("Against length")
     page.say(
         "Time and peak memory of one sequence (those of the batch, divided by it), both axes logarithmic. "
-        "The slope is the exponent: 1 is linear in length, 2 quadratic."
+        "The slope is the exponent: one is linear in length, two quadratic."
     )
     for item in _values(rows, "item"):
-        figures = _scaling(item, [row for row in rows if row["item"] == item])
+        figures = _scaling(measured, [row for row in rows if row["item"] == item])
         if figures:
             page.heading(ITEMS.get(item, item), 3)
             page.add(*figures)
     page.heading("Every comparison")
-    page.add(_comparisons(rows))
+    page.add(details("All comparisons, with times and memory", _comparisons(measured)))
 
 
 def _values(rows: Rows, key: str) -> list[Any]:
@@ -166,11 +197,7 @@ def _times(shape: Sequence[int]) -> str:
     return " × ".join(map(number, shape))
 
 
-def _multiple(ratio: float) -> str:
-    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 10 else f"{ratio:.2f}×"
-
-
-def _matrix(rows: Rows, device: str, environment: str, threads: int) -> Html:
+def _matrix(measured: Measurement, rows: Rows, device: str, environment: str, threads: int) -> Html:
     """Items and what they are compared with down, shapes across."""
     shapes = sorted({_shape(row) for row in rows}, key=lambda shape: (shape[2], shape))
     lines: dict[tuple[str, str], dict[tuple[int, ...], Mapping[str, Any]]] = {}
@@ -179,25 +206,21 @@ def _matrix(rows: Rows, device: str, environment: str, threads: int) -> Html:
             lines.setdefault((row["item"], row["candidate"]), {})[_shape(row)] = row
     body = []
     for (item, candidate), cells in lines.items():
-        name = tag("span", ITEMS.get(item, item), tag("small", f"beside {candidate}"), class_="ns-stack")
-        body.append([name, *(_ratio(cells.get(shape)) for shape in shapes)])
+        name = tag("span", ITEMS.get(item, item), tag("small", f"beside {candidate}"), class_="ns-stack ns-words")
+        body.append([name, *(_ratio(measured, cells.get(shape)) for shape in shapes)])
     heads: list[Column | str] = ["What", *(Column(_times(shape), sort=None) for shape in shapes)]
     count = "1 thread" if threads == 1 else f"{threads} threads"
-    caption = f"{count}, {environment}, {device}"
-    return table(heads, body, caption)
+    return table(heads, body, words(f"{count}, {environment}, {device}"))
 
 
-def _ratio(row: Mapping[str, Any] | None) -> Cell:
+def _ratio(measured: Measurement, row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell("", key="")
-    about = tag("small", f"n = {row['rounds']} rounds")
-    slower = "ns-quiet" if row["ratio"] < 1 else None
-    return Cell(
-        tag("span", tag("b", _multiple(row["ratio"]), class_=slower), about, class_="ns-stack"), key=row["ratio"]
-    )
+    ratio = shown(measured.at(row, "ratio,rounds"), "times-rounds", row["ratio"], row["rounds"])
+    return Cell(ratio, kind="ns-quiet" if row["ratio"] < 1 else None)
 
 
-def _scaling(item: str, rows: Rows) -> list[Html]:
+def _scaling(measured: Measurement, rows: Rows) -> list[Html]:
     """Time and memory against length of one item, in its first environment at the most threads."""
     environment = "plain" if any(row["environment"] == "plain" for row in rows) else rows[0]["environment"]
     threads = max(row["threads"] for row in rows if row["environment"] == environment)
@@ -212,47 +235,58 @@ def _scaling(item: str, rows: Rows) -> list[Html]:
         if len({row["length"] for row in these}) < 2:
             continue
         where = f"{environment}, {threads} threads, width {heads}, {states} states, {device}"
-        for title, unit, column, scale in (("Time", "ms", "best", 1e3), ("Peak memory", "MB", "peak", 1e-6)):
+        for title, unit, column, form, scale in (
+            ("Time", "ms", "best:batch", "milli", 1e3),
+            ("Peak memory", "MB", "peak:batch", "mega", 1e-6),
+        ):
             series = {
-                candidate: [
-                    (float(row["length"]), scale * row[column] / row["batch"])
-                    for row in these
-                    if row["candidate"] == candidate and row[column] is not None
-                ]
-                for candidate in _values(these, "candidate")
+                name: [row for row in these if row["candidate"] == name and row[column.partition(":")[0]] is not None]
+                for name in _values(these, "candidate")
             }
-            series = {candidate: points for candidate, points in series.items() if points}
-            if not series:
-                continue
-            figures.append(charts.log_chart(f"{title} of a sequence, {unit}", "length", unit, sloped(series)))
-            texts.append(log_table(f"{title} of a sequence, {unit} ({where})", "Length", series))
+            series = {name: of for name, of in series.items() if of}
+            if series:
+                name = f"{title} of a sequence, {unit}"
+                figures.append(charts.log_chart(name, "length", unit, sloped(series, column, scale)))
+                texts.append(log_table(measured, words(f"{name} ({where})"), series, column, form))
     if not figures:
         return []
     return [tag("div", *figures, class_="ns-figures"), details("The figures as text", *texts)]
 
 
-def sloped(series: Mapping[str, charts.Points]) -> dict[str, charts.Points]:
-    """The same curves, each with its slope in its name."""
-    named = {}
-    for name, points in series.items():
+def sloped(series: Mapping[str, Rows], column: str, scale: float = 1.0) -> dict[str, charts.Points]:
+    """Each series as the points of a curve over length, with its slope in its name."""
+    named: dict[str, charts.Points] = {}
+    for name, rows in series.items():
+        points = [(float(row["length"]), scale * _quotient(row, column)) for row in rows]
         exponent = charts.slope(points)
         named[name if exponent is None else f"{name}, slope {exponent:.2f}"] = points
     return named
 
 
-def log_table(caption: str, label: str, series: Mapping[str, charts.Points]) -> Html:
-    """Curves as a table, three digits each, their slopes in the last row."""
-    values = {name: dict(points) for name, points in series.items()}
-    lines: list[list[object]] = [
-        [number(x), *("" if x not in of else f"{of[x]:.3g}" for of in values.values())]
-        for x in sorted({x for of in values.values() for x in of})
-    ]
-    exponents = [charts.slope(points) for points in series.values()]
-    lines.append(["slope", *("" if exponent is None else f"{exponent:.2f}" for exponent in exponents)])
-    return table([label, *series], lines, caption)
+def log_table(measured: Measurement, caption: object, series: Mapping[str, Rows], column: str, form: str) -> Html:
+    """Curves over length as a table, three digits each, their slopes in the last row."""
+    by_length = {name: {row["length"]: row for row in rows} for name, rows in series.items()}
+    lines: list[list[object]] = []
+    for length in sorted({row["length"] for rows in series.values() for row in rows}):
+        found = (of.get(length) for of in by_length.values())
+        cells = ("" if row is None else shown(measured.at(row, column), form, _quotient(row, column)) for row in found)
+        lines.append([words(number(length)), *cells])
+    slopes: list[object] = []
+    for rows in series.values():
+        exponent = charts.slope([(float(row["length"]), _quotient(row, column)) for row in rows])
+        address = measured.exponent_at(rows, "length", column)
+        slopes.append("" if exponent is None else shown(address, "fixed", exponent))
+    return table(["Length", *series], [*lines, ["slope", *slopes]], caption)
 
 
-def _comparisons(rows: Rows) -> Html:
+def _quotient(row: Mapping[str, Any], column: str) -> float:
+    """A column of a row, or the ratio a:b of two."""
+    above, _, below = column.partition(":")
+    return float(row[above] / row[below] if below else row[above])
+
+
+def _comparisons(measured: Measurement) -> Html:
+    rows = measured.rows
     ours = {(row["item"], _shape(row), *(row[key] for key in SETTING)): row for row in rows if row["candidate"] == OURS}
     lines = []
     for row in rows:
@@ -261,14 +295,14 @@ def _comparisons(rows: Rows) -> Html:
         own = ours[(row["item"], _shape(row), *(row[key] for key in SETTING))]
         revision = tag("small", f"at {row['revision'][:12]}", title=row["revision"]) if row["revision"] else ""
         cells = (
-            tag("span", ITEMS.get(row["item"], row["item"]), code(row["item"]), class_="ns-stack"),
-            Cell(_times(_shape(row)), key=row["length"]),
-            tag("span", row["candidate"], revision, class_="ns-stack"),
-            f"{row['environment']}, {row['threads']}",
-            _time(own),
-            _time(row),
-            _ratio(row),
-            _memory(own, row),
+            words(ITEMS.get(row["item"], row["item"])),
+            Cell(words(_times(_shape(row))), key=row["length"]),
+            tag("span", row["candidate"], revision, class_="ns-stack ns-words"),
+            words(f"{row['environment']}, {row['threads']}"),
+            _time(measured, own),
+            _time(measured, row),
+            _ratio(measured, row),
+            _memory(measured, own, row),
         )
         facets = {
             "what": [row["item"]],
@@ -289,40 +323,59 @@ def _comparisons(rows: Rows) -> Html:
     tools = ["what", "beside", "length", "environment", "threads"]
     if len({row["device"] for row in rows}) > 1:
         tools.append("device")
-    return table(
-        columns,
-        lines,
-        "Least time over the rounds, below it the median; peak memory of one pass; setting: environment and threads",
-        tools,
+    caption = (
+        "Least time over the rounds, below it the median; peak memory of one pass; setting: environment and threads"
     )
+    return table(columns, lines, caption, tools)
 
 
-def _time(row: Mapping[str, Any]) -> Cell:
-    about = tag("small", f"median {1e3 * row['median']:.3g}, n = {row['rounds']}")
-    return Cell(tag("span", f"{1e3 * row['best']:.3g} ms", about, class_="ns-stack"), key=row["best"])
+def _time(measured: Measurement, row: Mapping[str, Any]) -> Html:
+    values = row["best"], row["median"], row["rounds"]
+    return shown(measured.at(row, "best,median,rounds"), "best-median-rounds", *values)
 
 
-def _memory(own: Mapping[str, Any], row: Mapping[str, Any]) -> Cell:
+def _memory(measured: Measurement, own: Mapping[str, Any], row: Mapping[str, Any]) -> Cell:
     if row["peak_ratio"] is None:
         return Cell("", key="")
-    about = tag("small", f"{size(row['peak'])} / {size(own['peak'])}")
-    return Cell(tag("span", tag("b", _multiple(row["peak_ratio"])), about, class_="ns-stack"), key=row["peak_ratio"])
+    peaks = join((shown(measured.at(each, "peak"), "bytes", each["peak"]) for each in (row, own)), " / ")
+    ratio = tag("b", shown(measured.at(row, "peak_ratio"), "times", row["peak_ratio"]))
+    return Cell(join([ratio, " ", tag("small", peaks)]))
 
 
-# ---------------------------------------------------------------- generators
+# ---------------------------------------------------------------- generators and others
 
 
 def _generators(page: Page, measured: Measurement) -> None:
     page.add(provenance(measured))
+    forms = {"fast_per_s": "three", "straightforward_per_s": "three", "ratio": "times", "compile_s": "duration"}
     rows = [
-        (
-            row["data"],
-            f"{row['fast_per_s']:,.3g}" if row["fast_per_s"] < 1000 else f"{row['fast_per_s']:,.0f}",
-            f"{row['straightforward_per_s']:,.3g}",
-            tag("b", _multiple(row["ratio"])),
-            f"{row['compile_s']:.1f} s",
-        )
+        (words(row["data"]), *(shown(measured.at(row, name), form, row[name]) for name, form in forms.items()))
         for row in measured.rows
     ]
     columns = ["Data", "Ours, examples per second", "Straightforward form", "Ratio", "Compiled once, in"]
-    page.add(table(columns, rows, "One measurement of each, over at least the seconds named above"))
+    page.add(table(columns, rows, "One measurement of each"))
+
+
+def _whole(measured: Measurement) -> Html:
+    """A measurement as the table that it is: names as they are, numbers short."""
+    columns = list(dict.fromkeys(name for row in measured.rows for name in row if name != PLACE))
+    texts = [name for name in columns if any(isinstance(row.get(name), str) for row in measured.rows)]
+    facets = [name for name in texts if 1 < len(set(_values(measured.rows, name))) <= FOLDED]
+    lines = []
+    for row in measured.rows:
+        cells = [_plain_cell(measured, row, name) for name in columns]
+        lines.append(Row(cells, {name: [str(row.get(name))] for name in facets}))
+    heads = [Column(name.replace("_", " "), sort="text" if name in texts else "number") for name in columns]
+    sheet = table(heads, lines, "Every row of the measurement", facets)
+    return details("Every row of the measurement", sheet) if len(lines) > FOLDED else sheet
+
+
+def _plain_cell(measured: Measurement, row: Mapping[str, Any], name: str) -> Cell:
+    value = row.get(name)
+    if value is None:
+        return Cell("", key="")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        unit = name.rpartition("_")[2]
+        form = {"s": "duration", "seconds": "duration", "bytes": "bytes", "ratio": "times"}.get(unit, "number")
+        return Cell(shown(measured.at(row, name), form, value))
+    return Cell(words(value))

@@ -1,0 +1,157 @@
+"""The pages of the backbones: what each is, its paper, its size and speed, its results, the errors of its kernels."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from noscratch.results.pages import numerics, performance
+from noscratch.results.pages.evidence import Evidence
+from noscratch.results.pages.markup import (
+    Cell,
+    Html,
+    Page,
+    backbone_page,
+    code,
+    facts,
+    link,
+    paragraphs,
+    smoke_note,
+    table,
+    task_page,
+    tier_badge,
+)
+from noscratch.results.pages.numbers import shown, words
+from noscratch.results.pages.pictures import impulse_responses
+from noscratch.results.pages.scores import group_page, group_table, score_at
+from noscratch.results.pages.tasks import finished
+
+PACKAGE = Path(__file__).parents[2]
+
+
+def pages(evidence: Evidence) -> Iterator[Page]:
+    yield _index(evidence)
+    for backbone in evidence.backbones:
+        yield _detail(evidence, backbone)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A backbone's file, read without importing it (that would load torch): what it says of itself and its settings."""
+
+    doc: str
+    paper: str
+    defaults: str
+    settings: Sequence[Sequence[str]]
+
+
+def describe(backbone: str) -> Description | None:
+    """None for a backbone whose file has left the package."""
+    path = PACKAGE / "backbones" / f"{backbone.partition('-')[0]}.py"
+    if not path.exists():
+        return None
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    tree = ast.parse(source)
+    paper, defaults = "", ""
+    settings: list[list[str]] = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "PAPER" for t in node.targets):
+            paper = str(ast.literal_eval(node.value))
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            defaults = ast.get_docstring(node) or ""
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign) and item.value is not None:
+                    comment = lines[item.lineno - 1].partition("#")[2].strip()
+                    settings.append([ast.unparse(item.target), ast.unparse(item.value), comment])
+                elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and settings:
+                    settings[-1][2] = " ".join(str(item.value.value).split())
+    return Description(ast.get_docstring(tree) or "", paper, defaults, settings)
+
+
+def _index(evidence: Evidence) -> Page:
+    page = Page("backbones/index.html", "Backbones", "The backbones: what each is, its paper, its results.", wide=True)
+    page.say(
+        "The architectures under test. All share one embedding, one head, one training loop; only the block differs."
+    )
+    rows = []
+    for backbone in evidence.backbones:
+        described = describe(backbone)
+        about = described.doc.strip().partition("\n")[0] if described else "no longer part of the package"
+        rows.append(
+            (
+                link(backbone_page(backbone)[10:], backbone),
+                Cell(words(about), kind="ns-wide"),
+                Cell(words(described.paper if described else ""), kind="ns-wide"),
+                finished(evidence, "backbone", backbone),
+            )
+        )
+    columns = ["Backbone", "What it is", "Paper", "Runs finished"]
+    page.add(table(columns, rows, "Every backbone and variant of the plan, and every other that has results"))
+    return page
+
+
+def _detail(evidence: Evidence, backbone: str) -> Page:
+    family = backbone.partition("-")[0]
+    page = Page(
+        backbone_page(backbone),
+        backbone,
+        f"Backbone {backbone}: what it is and its results.",
+        crumbs=[("Backbones", "index.html")],
+        wide=True,
+    )
+    described = describe(backbone)
+    if described:
+        page.add(paragraphs(described.doc))
+        file = code(f"src/noscratch/backbones/{family}.py")
+        page.add(
+            facts([("Paper", words(described.paper)), ("File", file)]) if described.paper else facts([("File", file)])
+        )
+        page.add(*impulse_responses(evidence, family))
+    else:
+        page.say("This backbone is no longer part of the package; its results stay.")
+    page.heading("Results")
+    groups = [group for group in evidence.groups if group[2] == backbone]
+    if any(group[0] == "smoke" for group in groups):
+        page.add(smoke_note())
+    page.add(group_table(evidence, groups, "../", "Every group of its runs", without="Backbone"))
+    _size(page, evidence, backbone)
+    performance.of_backbone(page, evidence, family)
+    numerics.of_backbone(page, evidence, family)
+    if described and described.settings:
+        page.heading("Settings and where they come from")
+        page.add(paragraphs(described.defaults))
+        settings = [
+            (code(name), code(default), Cell(words(comment), kind="ns-wide"))
+            for name, default, comment in described.settings
+        ]
+        columns = ["Setting", "Default", "Meaning and source"]
+        page.add(table(columns, settings, "The file's own defaults; params.yaml may override them"))
+    return page
+
+
+def _size(page: Page, evidence: Evidence, backbone: str) -> None:
+    """Parameters by tier and task; one protocol and seed stands for those that agree with it."""
+    sizes: dict[tuple[str, str, int], Html] = {}
+    for row in evidence.results:
+        if (
+            row["backbone"] == backbone
+            and row["phase"] == "finetune"
+            and row["parameters"] is not None
+            and row["primary"]
+        ):
+            group = (row["tier"], row["task"], backbone, row["protocol"])
+            if row["split"] == "test":
+                address = score_at(group, row["metric"], row["seed"], "parameters")
+                words_ = link(f"../{group_page(group)}", shown(address, "number", row["parameters"]))
+                sizes.setdefault((row["tier"], row["task"], row["parameters"]), words_)
+    if sizes:
+        page.heading("Size")
+        rows = [
+            (tier_badge(tier), link("../" + task_page(task), task), count)
+            for (tier, task, _), count in sorted(sizes.items())
+        ]
+        columns = ["Tier", "Task", "Parameters"]
+        page.add(table(columns, rows, "Parameters of the whole model, embedding and head included"))

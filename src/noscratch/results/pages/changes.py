@@ -1,0 +1,132 @@
+"""What changed: the changelog with the numbers that changed and why, every change of a verdict (also as an Atom feed),
+and the log of what was tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from noscratch.results.pages.evidence import Evidence
+from noscratch.results.pages.markup import (
+    Cell,
+    Html,
+    Page,
+    chip,
+    claim_page,
+    link,
+    short,
+    table,
+    tag,
+    tier_badge,
+)
+from noscratch.results.pages.numbers import inside, shown, words
+
+CHANGELOG, LOG = "CHANGELOG.md", "reports/LOG.md"
+FEED = "verdicts.atom"
+# Of a feed without entries: an hour that never changes.
+NEVER = "1970-01-01T00:00:00Z"
+
+
+def pages(evidence: Evidence) -> Iterator[Page]:
+    page = Page(
+        "changelog.html", "Changelog", "What changed, which numbers changed and why, every change of a verdict."
+    )
+    page.say(
+        "Every release, every change of a verdict, and every number that changed, with its cause. Follow the verdicts "
+        "with a reader of feeds: ",
+        link(FEED, "Atom feed"),
+        ". What was tried and what came of it: the ",
+        link("log.html", "log"),
+        ".",
+    )
+    page.heading("Verdicts")
+    if evidence.history:
+        page.add(history_table(list(enumerate(evidence.history))[::-1], ""))
+    else:
+        page.say("No verdict has been published yet.")
+    page.blocks.append(_document(evidence, CHANGELOG))
+    yield page
+    log = Page(
+        "log.html", "Log", "What was tried, dated, with what came of it.", crumbs=[("Changelog", "changelog.html")]
+    )
+    log.blocks.append(_document(evidence, LOG) or "Nothing has been logged yet.")
+    yield log
+
+
+def _document(evidence: Evidence, name: str) -> str:
+    """A Markdown file of the repository without its title; empty where there is none."""
+    path = evidence.root / name
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("# ")).strip()
+
+
+def files(evidence: Evidence) -> dict[str, bytes]:
+    return {FEED: feed(evidence.history).encode()}
+
+
+def history_table(lines: Sequence[tuple[int, Mapping[str, Any]]], up: str) -> Html:
+    """Changes of verdicts: (line of reports/verdicts.jsonl, what it says)."""
+    rows = [
+        (
+            tag("time", line["date"]),
+            link(up + claim_page(line["claim"]), f"{line['claim']} version {line['version']}"),
+            chip(line["verdict"]),
+            tier_badge(line["tier"]),
+            Cell(_figures(k, line["figures"]), kind="ns-wide"),
+            short(line["commit"]),
+        )
+        for k, line in lines
+    ]
+    columns = ["Date", "Claim", "Verdict", "Tier", "Figures", "Commit"]
+    return table(columns, rows, "Every verdict that was published, and what it rested on")
+
+
+def _figures(line: int, figures: Any, *pointer: object) -> Html:
+    """Whatever the line holds: numbers with their address, names before them."""
+    if isinstance(figures, Mapping):
+        parts = (tag("li", words(name), " ", _figures(line, of, *pointer, name)) for name, of in figures.items())
+        return tag("ul", *parts, class_="ns-quantities")
+    if isinstance(figures, list):
+        return tag(
+            "ul", *(tag("li", _figures(line, of, *pointer, k)) for k, of in enumerate(figures)), class_="ns-quantities"
+        )
+    if isinstance(figures, (int, float)) and not isinstance(figures, bool):
+        return shown(inside("history", str(line), "figures", *pointer), "number", figures)
+    return words("none" if figures is None else figures)
+
+
+def feed(history: Sequence[Mapping[str, Any]]) -> str:
+    """Every change of a verdict as Atom 1.0, the newest first; ids are those of tag URIs, so that they never change."""
+    entries = []
+    for line in reversed(history):
+        version = f"{line['claim']}, version {line['version']}"
+        stamp = line["date"] if "T" in line["date"] else f"{line['date']}T00:00:00Z"
+        entries.append(
+            "  <entry>\n"
+            f"    <id>{escape(_tag(line))}</id>\n"
+            f"    <title>{escape(version)}: {escape(line['verdict'])} at tier {escape(line['tier'])}</title>\n"
+            f"    <updated>{escape(stamp)}</updated>\n"
+            f'    <link rel="alternate" type="text/html" href="{escape(claim_page(line["claim"]))}"/>\n'
+            f"    <summary>{escape(json.dumps(line['figures'], sort_keys=True))}</summary>\n"
+            "  </entry>\n"
+        )
+    last = history[-1]["date"] if history else NEVER
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n'
+        '<feed xmlns="http://www.w3.org/2005/Atom">\n'
+        "  <id>tag:noscratch,2026:verdicts</id>\n"
+        "  <title>noscratch: changes of verdicts</title>\n"
+        f"  <updated>{escape(last if 'T' in last else last + 'T00:00:00Z')}</updated>\n"
+        "  <author><name>noscratch</name></author>\n"
+        f'  <link rel="self" href="{FEED}"/>\n' + "".join(entries) + "</feed>\n"
+    )
+
+
+def _tag(line: Mapping[str, Any]) -> str:
+    return (
+        f"tag:noscratch,2026:{line['claim']}:{line['version']}:{line['tier']}:{line['verdict']}:{line['commit'][:12]}"
+    )

@@ -1,0 +1,149 @@
+"""The cost page: what the runs took in compute, time and energy, and what each bit of accuracy costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from noscratch.results.pages import charts
+from noscratch.results.pages.evidence import PHASES, Evidence, Group, Run, summarize
+from noscratch.results.pages.markup import (
+    Cell,
+    Column,
+    Html,
+    Page,
+    Row,
+    backbone_page,
+    details,
+    link,
+    smoke_note,
+    table,
+    tag,
+    task_page,
+    tier_badge,
+)
+from noscratch.results.pages.numbers import at, inside, shown, words
+from noscratch.results.pages.scores import group_page, interval, mean_of
+
+# What provenance may say of a run's cost, and its unit.
+MEASURED = {("seconds",): "duration", ("telemetry", "gpu", "energy_joules"): "si:J"}
+
+
+def pages(evidence: Evidence) -> Iterator[Page]:
+    page = Page("cost.html", "Cost", "Compute, time and energy of the runs, and accuracy against compute.", wide=True)
+    page.say(
+        "Compute is counted, operation by operation, over all steps of self-pretraining and fine-tuning; it is the "
+        "same on every machine. Time and energy are measured, and shown for published runs, whose provenance is kept."
+    )
+    page.heading("Accuracy against compute")
+    page.say("Each point is a backbone under a protocol. The line joins those that no other beats in both.")
+    for tier in evidence.tiers:
+        _pareto(page, evidence, tier)
+    page.heading("What it took")
+    page.add(_totals(evidence))
+    yield page
+
+
+def _pareto(page: Page, evidence: Evidence, tier: str) -> None:
+    """A figure per task, and its points as text."""
+    figures, rows = [], []
+    for task in sorted({group[1] for group in evidence.scores if group[0] == tier}):
+        series: dict[str, list[tuple[float, charts.Interval, str]]] = {}
+        for group in (group for group in evidence.scores if group[:2] == (tier, task)):
+            spent = _compute(evidence, group)
+            total = sum(float(row["flops"]) for row in spent)
+            if not total:
+                continue
+            name = f"{group[2]}, {group[3]}"
+            series.setdefault(group[3], []).append((total, interval(summarize(evidence.scores[group])), name))
+            rows.append(_point(evidence, group, spent))
+        if series:
+            metric = next(scores[0].metric for group, scores in evidence.scores.items() if group[:2] == (tier, task))
+            figures.append(charts.cost_chart(task, metric, series, tier == "smoke"))
+    if not figures:
+        return
+    page.heading(f"Tier {tier}", 3)
+    if tier == "smoke":
+        page.add(smoke_note())
+    columns: list[Column | str] = [
+        "Task",
+        "Backbone",
+        "Protocol",
+        Column("Test score", sort="number"),
+        Column("Self-pretraining", sort="number"),
+        Column("Fine-tuning", sort="number"),
+    ]
+    text = table(columns, rows, "Score and training compute of the first seed", ["task", "backbone", "protocol"])
+    page.add(tag("div", *figures, class_="ns-figures"), details("The figures as text", text))
+
+
+def _compute(evidence: Evidence, group: Group) -> list[dict[str, Any]]:
+    """A row of results.parquet for each phase of the group's first seed, with its compute."""
+    seed = evidence.scores[group][0].cell.seed
+    found: dict[str, dict[str, Any]] = {}
+    for row in evidence.rows_of(group):
+        if row["seed"] == seed and row["flops"] is not None:
+            found.setdefault(row["phase"], row)
+    return [found[phase] for phase in PHASES if phase in found]
+
+
+def _point(evidence: Evidence, group: Group, spent: Sequence[dict[str, Any]]) -> Row:
+    flops = {row["phase"]: _flops(group, row) for row in spent}
+    cells = (
+        link(task_page(group[1]), group[1]),
+        link(backbone_page(group[2]), group[2]),
+        link(group_page(group), group[3]),
+        mean_of(evidence, group),
+        flops.get("pretrain", Cell("", key="")),
+        flops.get("finetune", Cell("", key="")),
+    )
+    return Row(cells, {"task": [group[1]], "backbone": [group[2]], "protocol": [group[3]]})
+
+
+def _flops(group: Group, row: dict[str, Any]) -> Html:
+    address = at("results", *group, row["seed"], row["phase"], row["split"], row["metric"], "flops")
+    return shown(address, "si:FLOP", row["flops"])
+
+
+def _totals(evidence: Evidence) -> Html:
+    """By tier and backbone: runs, compute, and what was measured of those that are published."""
+    rows = []
+    for tier in evidence.tiers:
+        for backbone in sorted({group[2] for group in evidence.scores if group[0] == tier}):
+            chosen = {"tier": tier, "backbone": backbone}
+            spent: dict[tuple[Any, ...], float] = {}
+            for row in evidence.results:
+                if row["tier"] == tier and row["backbone"] == backbone and row["flops"] is not None:
+                    spent[row["task"], row["protocol"], row["seed"], row["phase"]] = row["flops"]
+            runs = [run for run in evidence.runs.values() if run.cell.tier == tier and run.cell.backbone == backbone]
+            done = sum(run.state == "done" for run in runs)
+            devices = sorted({str(said["device"]) for run in runs for said in run.provenance.values()})
+            cells = (
+                tier_badge(tier),
+                link(backbone_page(backbone), backbone),
+                shown(at("count", "cells", **chosen, state="done"), "number", done),
+                shown(at("sum", "flops", **chosen), "si:FLOP", math.fsum(spent.values())),
+                *(_measured(tier, backbone, runs, pointer, form) for pointer, form in MEASURED.items()),
+                words(", ".join(devices)),
+            )
+            rows.append(Row(cells, {"tier": [tier], "backbone": [backbone]}))
+    columns: list[Column | str] = ["Tier", "Backbone"]
+    columns += [Column(name, sort="number") for name in ("Runs finished", "Compute", "Time", "Energy of the GPU")]
+    caption = "Every finished run, seeds and phases added up; time and energy of published runs alone"
+    return table([*columns, "Device"], rows, caption, ["tier", "backbone"])
+
+
+def _measured(tier: str, backbone: str, runs: Sequence[Run], pointer: Sequence[str], form: str) -> Cell:
+    """What provenance measured, added up over the published runs."""
+    found = []
+    for said in (said for run in runs for said in run.provenance.values()):
+        value: Any = said
+        for step in pointer:
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is not None:
+            found.append(float(value))
+    if not found:
+        return Cell("", key="")
+    folder = f"reports/records/runs/{tier}/*/{backbone}/*/*/*"
+    return Cell(shown(inside("provenance", folder, *pointer), form, math.fsum(found)))

@@ -1,0 +1,134 @@
+"""Scores of groups of runs and differences of them, as numbers, charts and tables: what many pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from noscratch.results.pages import charts
+from noscratch.results.pages.evidence import Evidence, Group, Run, Summary, gain, summarize
+from noscratch.results.pages.markup import (
+    Cell,
+    Column,
+    Html,
+    Row,
+    backbone_page,
+    chip,
+    join,
+    link,
+    slug,
+    table,
+    tag,
+    task_page,
+    tier_badge,
+)
+from noscratch.results.pages.numbers import at, of_metric, shown
+
+# Fewer seeds than this and a cell is hatched: its interval says little.
+FEW_SEEDS = 3
+SCRATCH = "scratch"
+
+
+def group_page(group: Group) -> str:
+    """The page of the runs of one (tier, task, backbone, protocol)."""
+    return f"runs/{slug('-'.join(group))}.html"
+
+
+def score_at(group: Group, metric: str, seed: object = "*", column: str = "value") -> str:
+    """The address of a group's mean test score, or of a column of one seed's row."""
+    return at("results", *group, seed, "finetune", "test", metric, column)
+
+
+def mean_of(evidence: Evidence, group: Group) -> Cell:
+    """A group's score, hatched where there are few seeds; what became of its runs where there is none."""
+    scores = evidence.scores.get(group)
+    if not scores:
+        states = sorted({run.state for run in evidence.runs_of(group)})
+        return Cell(join(map(chip, states), " "), key="", kind="ns-few")
+    s, metric = summarize(scores), scores[0].metric
+    words = shown(score_at(group, metric), of_metric(metric, "mean"), s.mean, s.low, s.high, s.n)
+    return Cell(words, kind=hatched(s.n))
+
+
+def gain_of(evidence: Evidence, group: Group, over: Group) -> Summary | None:
+    """A group's score less that of another of the same task, paired over the seeds that both have."""
+    if group not in evidence.scores or over not in evidence.scores:
+        return None
+    return gain(evidence.scores[group], evidence.scores[over])
+
+
+def gain_words(evidence: Evidence, group: Group, over: Group, s: Summary) -> Html:
+    metric = evidence.scores[group][0].metric
+    address = at("difference", *group, *over[2:], metric)
+    return shown(address, of_metric(metric, "gain"), s.mean, s.low, s.high, s.n)
+
+
+def hatched(n: int) -> str | None:
+    return "ns-few" if n < FEW_SEEDS else None
+
+
+def scored(words: object, tier: str) -> Html:
+    """A number with its tier."""
+    return tag("span", words, " ", tier_badge(tier), class_="ns-score")
+
+
+def interval(s: Summary) -> charts.Interval:
+    return charts.Interval(s.mean, s.low, s.high)
+
+
+def group_table(
+    evidence: Evidence, groups: Sequence[Group], up: str, caption: str, without: str = "", tools: bool = False
+) -> Html:
+    """One row per (tier, task, backbone, protocol): the score with all that belongs to it, and its runs.
+
+    `without` leaves out the column that the page is about; `tools` adds filters.
+    """
+    facets = [name for name in ("tier", "task", "backbone", "protocol", "state") if name.title() != without]
+    columns: list[Column | str] = ["Tier", "Task", "Backbone", "Protocol", Column("Test score", sort="number"), "Runs"]
+    rows = []
+    for group in groups:
+        tier, task, backbone, protocol = group
+        runs = evidence.runs_of(group)
+        cells = {
+            "Tier": tier_badge(tier),
+            "Task": link(up + task_page(task), task),
+            "Backbone": link(up + backbone_page(backbone), backbone),
+            "Protocol": protocol,
+            "Test score": mean_of(evidence, group),
+            "Runs": Cell(_seeds(group, runs, up), kind="ns-runs"),
+        }
+        cells.pop(without, None)
+        values = {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol]}
+        rows.append(Row(list(cells.values()), values | {"state": sorted({run.state for run in runs})}))
+    kept = [column for column in columns if column != without]
+    return table(kept, rows, caption, facets if tools else [])
+
+
+def _seeds(group: Group, runs: Sequence[Run], up: str) -> Html:
+    """The runs of a group by their seeds; one that did not finish says so."""
+    parts: list[object] = [link(up + group_page(group), "seeds" if len(runs) > 1 else "seed")]
+    for run in runs:
+        parts.append(link(f"{up}{group_page(group)}#seed-{run.cell.seed}", run.cell.seed))
+        if run.state != "done":
+            parts.append(chip(run.state))
+    return join(parts, " ")
+
+
+def pairs(evidence: Evidence, groups: Iterable[Group]) -> Iterator[tuple[Group, Group]]:
+    """(self-pretrained, from scratch) for every group that has both with scores."""
+    for group in groups:
+        base = (*group[:3], SCRATCH)
+        if group[3] != SCRATCH and group in evidence.scores and base in evidence.scores:
+            yield group, base
+
+
+def pair_figure(evidence: Evidence, title: str, rows: Sequence[tuple[str, Group, Group]]) -> Html:
+    """Scores before and after: (label, from scratch, self-pretrained); where one has no score it is left out."""
+    drawn = [(label, _interval_of(evidence, base), _interval_of(evidence, group)) for label, base, group in rows]
+    some = next(group for _, *both in rows for group in both if group in evidence.scores)
+    return charts.pair_chart(
+        title, evidence.scores[some][0].metric, ("from scratch", "self-pretrained"), drawn, some[0] == "smoke"
+    )
+
+
+def _interval_of(evidence: Evidence, group: Group) -> charts.Interval | None:
+    return interval(summarize(evidence.scores[group])) if group in evidence.scores else None

@@ -1,0 +1,213 @@
+"""The pages of the tasks: what each is, its data and splits, its baselines and its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from noscratch import tasks
+from noscratch.results.pages import charts
+from noscratch.results.pages.evidence import Evidence, Group, summarize
+from noscratch.results.pages.markup import (
+    Cell,
+    Html,
+    Page,
+    chip,
+    code,
+    facts,
+    join,
+    link,
+    note,
+    paragraphs,
+    short,
+    slug,
+    smoke_note,
+    table,
+    tag,
+    task_page,
+)
+from noscratch.results.pages.numbers import at, inside, shown, words
+from noscratch.results.pages.results import gains
+from noscratch.results.pages.scores import group_table, interval
+
+
+def pages(evidence: Evidence) -> Iterator[Page]:
+    yield _index(evidence)
+    for task in evidence.task_names:
+        yield _detail(evidence, task)
+
+
+def task_module(task: str) -> Any:
+    """The task's file (a variant `text-legacy` is a setting of `text`), or None when it has left the package."""
+    name = task.partition("-")[0]
+    return tasks.load(name) if name in tasks.names() else None
+
+
+def sources_of(evidence: Evidence, task: str) -> tuple[str, ...]:
+    """What a task is prepared from: what its record needed, or what its file names; nothing where it is generated."""
+    if record := evidence.tasks.get(task):
+        return tuple(record["needs"])
+    module = task_module(task)
+    return tuple(module.SPEC.sources) if module else ()
+
+
+def finished(evidence: Evidence, axis: str, name: str) -> Html:
+    """How many runs of a task or backbone finished, of how many."""
+    runs = [run for run in evidence.runs.values() if getattr(run.cell, axis) == name]
+    done = sum(run.state == "done" for run in runs)
+    every = at("count", "cells", **{axis: name})
+    return join(
+        [shown(at("count", "cells", **{axis: name}, state="done"), "number", done), shown(every, "number", len(runs))],
+        " of ",
+    )
+
+
+def _prepared(task: str, *pointer: object) -> str:
+    return inside("record", f"data/prepared/{task}", "result", *pointer)
+
+
+def _index(evidence: Evidence) -> Page:
+    page = Page("tasks/index.html", "Tasks", "The tasks: data, splits, metric and results.", wide=True)
+    page.say(
+        "What the backbones are tested on. Every task keeps validation apart from training and opens its test set once."
+    )
+    rows = []
+    for task in evidence.task_names:
+        record, module = evidence.tasks.get(task), task_module(task)
+        splits = ((record or {}).get("result") or {}).get("splits")
+        state = "" if splits else chip(record["state"]) if record else "no longer in the plan"
+        examples = join((_examples(task, split, splits) for split in tasks.SPLITS), " / ") if splits else state
+        title = link(task_page(task)[6:], module.SPEC.title if module else task)
+        rows.append(
+            (
+                tag("span", title, code(task), class_="ns-stack"),
+                module.SPEC.kind if module else "",
+                module.SPEC.metrics[0] if module else "",
+                examples,
+                Cell(words(", ".join(sources_of(evidence, task)) or "generated" if module else ""), kind="ns-wide"),
+                finished(evidence, "task", task),
+            )
+        )
+    columns = ["Task", "Kind", "Metric", "Train / validation / test", "Sources", "Runs finished"]
+    page.add(table(columns, rows, "Every task of the plan, and every other that has results"))
+    return page
+
+
+def _examples(task: str, split: str, splits: Mapping[str, Any]) -> Html:
+    return shown(_prepared(task, "splits", split, "examples"), "number", splits[split]["examples"])
+
+
+def _detail(evidence: Evidence, task: str) -> Page:
+    record = evidence.tasks.get(task)
+    module = task_module(task)
+    spec = module.SPEC if module else None
+    page = Page(
+        task_page(task),
+        spec.title if spec else task,
+        f"Task {task}: data, splits, sources, results.",
+        crumbs=[("Tasks", "index.html")],
+    )
+    about = module.__doc__ if module else "This task is no longer part of the package; its results stay."
+    page.add(paragraphs(about or ""))
+    if record and record["state"] != "done":
+        page.add(note(tag("strong", record["state"]), ": ", words(record["reason"]), kind="bad"))
+    if spec:
+        names = (link(f"../data.html#{slug(name)}", name) for name in sources_of(evidence, task))
+        kind = f"{spec.kind}, {spec.classes} classes" if spec.kind == "classification" else spec.kind
+        page.add(
+            facts(
+                [
+                    ("Kind", words(kind)),
+                    ("Metric", words(", ".join(spec.metrics) + (" (first is primary)" if spec.metrics[1:] else ""))),
+                    ("Protocol", words(spec.protocol)),
+                    ("Sources", join(names, ", ") or "generated here, seeded"),
+                    ("Self-pretraining", words(f"{spec.pretraining.ratio:.0%} masked, {spec.pretraining.loss}")),
+                    ("Citation", words(spec.citation)),
+                ]
+            )
+        )
+    _results(page, evidence, task)
+    if record and record["result"]:
+        _data(page, task, record, spec.kind if spec else "classification")
+    return page
+
+
+def _results(page: Page, evidence: Evidence, task: str) -> None:
+    page.heading("Results")
+    groups = [group for group in evidence.groups if group[1] == task]
+    if not groups:
+        page.say("The present plan has no run of this task.")
+        return
+    for tier in (tier for tier in evidence.tiers if any(group[0] == tier for group in groups)):
+        if tier == "smoke":
+            page.add(smoke_note())
+        mine = [group for group in groups if group[0] == tier]
+        page.add(*_figure(evidence, tier, mine))
+        page.add(group_table(evidence, mine, "../", f"Tier {tier}: every group of runs", without="Task"))
+        gains(page, evidence, tier, task, "../")
+
+
+def _figure(evidence: Evidence, tier: str, groups: Sequence[Group]) -> list[Html]:
+    rows, metric = [], ""
+    for group in groups:
+        if scores := evidence.scores.get(group):
+            s, metric = summarize(scores), scores[0].metric
+            rows.append((f"{group[2]}, {group[3]}", interval(s), s.n))
+    title = f"Test {metric}, tier {tier}: mean and interval over seeds"
+    return [charts.interval_chart(title, metric, rows, tier == "smoke")] if rows else []
+
+
+def _data(page: Page, task: str, record: Mapping[str, Any], kind: str) -> None:
+    result = record["result"]
+    page.heading("Data")
+    page.say(
+        "Vocabulary of ",
+        shown(_prepared(task, "vocabulary"), "number", result["vocabulary"]),
+        ", at most ",
+        shown(_prepared(task, "length"), "number", result["length"]),
+        " tokens an example.",
+    )
+    splits = result["splits"]
+    columns = ["Split", "Examples", "Tokens", "Length min / mean / max", "Labels"]
+    rows = [
+        (
+            split,
+            _examples(task, split, splits),
+            shown(_prepared(task, "splits", split, "tokens"), "number", splits[split]["tokens"]),
+            join((_length(task, split, which, splits) for which in ("min", "mean", "max")), " / "),
+            Cell(_labels(task, split, splits[split]["labels"], kind), kind="ns-wide"),
+        )
+        for split in tasks.SPLITS
+    ]
+    page.add(table(columns, rows, "What was prepared, all of it counted"))
+    page.heading("Where it comes from", 3)
+    page.add(facts([("Address", code(record["address"])), ("Code digest", short(record["code"]))]))
+    if record["inputs"]:
+        page.add(
+            table(["Input", "sha256"], [(code(n), code(d)) for n, d in sorted(record["inputs"].items())], "Inputs")
+        )
+    folder = f"data/prepared/{task}"
+    files = [
+        (
+            code(name),
+            shown(inside("record", folder, "artifacts", name, "bytes"), "bytes", f["bytes"]),
+            code(f["sha256"]),
+        )
+        for name, f in sorted(record["artifacts"].items())
+    ]
+    page.add(table(["File", "Size", "sha256"], files, "Prepared files"))
+    page.command(f"noscratch run {record['address']}")
+
+
+def _length(task: str, split: str, which: str, splits: Mapping[str, Any]) -> Html:
+    return shown(_prepared(task, "splits", split, "lengths", which), "number", splits[split]["lengths"][which])
+
+
+def _labels(task: str, split: str, labels: Mapping[str, float], kind: str) -> Html:
+    """Of classes the counts, of values the range."""
+    at_label = {
+        name: shown(_prepared(task, "splits", split, "labels", name), "number", v) for name, v in labels.items()
+    }
+    if kind == "regression":
+        return join([at_label["min"], " to ", at_label["max"], ", mean ", at_label["mean"]])
+    return join((join([words(name), ": ", count]) for name, count in at_label.items()), ", ")
