@@ -23,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from noscratch import backbones, data, flops, model, objectives, optim, tasks, train
+from noscratch import backbones, data, flops, model, objectives, optim, tasks, telemetry, train
 from noscratch.checkpoint import CheckpointError
 from noscratch.errors import NoscratchError
 from noscratch.kernels import structured
+from noscratch.ranks import Alone
 from tolerances import assert_close, tolerance
 
 BACKBONES = ("transformer", "s4d")
@@ -291,7 +292,7 @@ def test_the_earliest_best_validation_step_is_handed_over(tmp_path: Path, prepar
     assert table.schema.names == ["id", "split", "target", "prediction"]
     for name in ("validation", "test"):
         split = data.Split(prepared, name)
-        scores = train.evaluate(restored, split, meta, 100, "float32", step=0)
+        scores = train.evaluate(restored, split, meta, settings, train.State(), Alone())
         rows = table.filter(pyarrow.compute.equal(table["split"], name))
         assert rows["id"].to_pylist() == split.ids().to_pylist()
         assert rows["target"].to_pylist() == split.targets().tolist()
@@ -965,7 +966,8 @@ def test_a_run_imports_neither_the_compiler_nor_the_pipeline(tmp_path: Path) -> 
 
 
 def test_progress_goes_to_standard_error(tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, tiny.settings(), prepared, progress=True)
+    with telemetry.Progress(wanted=True) as report:
+        run(tmp_path, tiny.settings(), prepared, report=report)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "step 12/12, loss" in captured.err

@@ -96,9 +96,11 @@ def settings(
             "schedule": "cosine",
             "clip": 1.0,
             "evaluate_every": 4,
+            "micro_tokens": None,
         },
         "dtype": "float32",
         "threads": 1,
+        "deterministic": True,
         "backend": "auto",
     }
     for key, value in changes.items():

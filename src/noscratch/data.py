@@ -128,6 +128,10 @@ class Split:
         """Every length that a part of a batch can have, ascending."""
         return np.unique(self._lengths)
 
+    def real(self, index: NDArray[np.int64]) -> int:
+        """Number of real positions of these examples."""
+        return int(self._lengths[self._sequences(index)].sum())
+
     def shapes(self, index: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Sequences and length of each part of the batch of these examples, without reading them."""
         lengths = self._lengths[self._sequences(index)]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from noscratch.ranks import fill, is_sharded, local, whole
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 
@@ -79,10 +81,10 @@ class AdamW:
             values = [group.parameters[name] for name in names]
             with torch.no_grad():
                 adamw(
-                    list(values),
-                    [value.grad for value in values if value.grad is not None],
-                    [self._average[name] for name in names],
-                    [self._square[name] for name in names],
+                    [local(value) for value in values],
+                    _gradients(group),
+                    [local(self._average[name]) for name in names],
+                    [local(self._square[name]) for name in names],
                     [],
                     [torch.full((), float(self.steps), device=value.device) for value in values],
                     fused=True,
@@ -106,6 +108,10 @@ class AdamW:
         """The norm of each group's gradients, by the group's text."""
         return {str(group): _norm(group) for group in self.groups}
 
+    def scale(self, by: float) -> None:
+        """Multiply all gradients."""
+        torch._foreach_mul_(_gradients(*self.groups), by)
+
     def clip(self, norm: Tensor, largest: float) -> None:
         """Scale all gradients so that their norm, which is now `norm`, is at most `largest`."""
         scale = (largest / (norm + 1e-6)).clamp(max=1.0)
@@ -124,13 +130,16 @@ class AdamW:
         own = self.state()
         assert set(tensors) == set(own), f"optimizer state differs in {set(tensors) ^ set(own)}"
         for name, value in own.items():
-            value.copy_(tensors[name])
+            fill(value, tensors[name])
         self.steps = int(tensors["steps"])
 
 
 def _gradients(*chosen: Group) -> list[Tensor]:
-    return [value.grad for group in chosen for value in group.parameters.values() if value.grad is not None]
+    return [local(value.grad) for group in chosen for value in group.parameters.values() if value.grad is not None]
 
 
 def _norm(group: Group) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(_gradients(group))))
+    found = [value.grad for value in group.parameters.values() if value.grad is not None]
+    kinds = [[gradient for gradient in found if is_sharded(gradient) == kind] for kind in (False, True)]
+    norms = [whole(norm) for kind in kinds if kind for norm in torch._foreach_norm(kind)]
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -47,6 +47,7 @@ class Run(_Strict):
     threads: Positive
     dtype: Literal["float32", "bfloat16", "float64"]
     backend: Literal["auto", "reference", "fast", "triton", "compiled"]
+    deterministic: bool = True
     checkpoint_seconds: Positive
 
 
@@ -69,6 +70,7 @@ class Train(_Strict):
     schedule: Literal["cosine", "constant"]
     clip: Annotated[float, Field(ge=0)]
     evaluate_every: Positive
+    micro_tokens: Positive | None = None
 
 
 class Block(_Strict):

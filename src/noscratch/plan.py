@@ -239,6 +239,7 @@ class Plan:
             "train": train.model_dump(),
             "dtype": self.params.run.dtype,
             "threads": self.params.run.threads,
+            "deterministic": self.params.run.deterministic,
             "backend": resolved_backend(self.params.run.backend),
         }
 

@@ -21,6 +21,7 @@ from noscratch.params import task_module
 from noscratch.plan import BASELINES, Job, Plan
 from noscratch.record import Stopwatch, write_record
 from noscratch.store import RECORD, Store, read_provenance, read_record, sha256_of
+from noscratch.telemetry import Progress
 
 if TYPE_CHECKING:
     from noscratch.budget import Budget
@@ -143,7 +144,7 @@ def _train(
     progress: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     slot = devices.gpu_slot(store.data / ".slots", devices.gpu_count()) if where == "cuda" else nullcontext()
-    with slot:
+    with slot, Progress(progress) as report:
         from noscratch import passport, train  # after the slot: it fixes which GPU CUDA sees
 
         tested = passport.check(where, store.data / "passports")
@@ -158,7 +159,7 @@ def _train(
                 device=where,
                 stop_after=stop_after,
                 checkpoint_seconds=plan.params.run.checkpoint_seconds,
-                progress=progress,
+                report=report,
             )
         except train.Diverged as diverged:
             raise _Ends("diverged", str(diverged)) from None

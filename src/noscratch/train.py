@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +28,14 @@ from torch import Tensor
 from noscratch import budget as budgets
 from noscratch import checkpoint
 from noscratch.budget import Budget
-from noscratch.data import Batch, Split, evaluation_batches, read_meta, training_batches
+from noscratch.data import Split, evaluation_batches, read_meta, training_batches
 from noscratch.errors import NoscratchError
 from noscratch.flops import Cost
 from noscratch.metrics import score
 from noscratch.model import Model, build_model
 from noscratch.objectives import classify, outcome_of
 from noscratch.optim import AdamW, factor
+from noscratch.ranks import Alone, fill, whole
 
 CURVES, PREDICTIONS, WEIGHTS = "curves.csv", "predictions.parquet", "weights.safetensors"
 HIDDEN = "submission"
@@ -81,6 +81,8 @@ class State:
     """(step, split, metric, value)"""
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
+    split: int = 1
+    """In how many pieces each batch goes through the model: doubled whenever memory runs out."""
 
 
 class Scores(NamedTuple):
@@ -97,24 +99,28 @@ def run(
     init: Path | None,
     device: str,
     stop_after: float | None = None,
-    progress: bool = False,
+    report: Callable[[int, State], None] = lambda steps, state: None,
     checkpoint_seconds: float = 60.0,
     budget: Budget | None = None,
+    ranks: Alone | None = None,
 ) -> dict[str, Any]:
     """Train one phase of one cell; returns the result that its record keeps.
 
     prepared: the task's folder. out: gets weights, curves and, in fine-tuning, predictions. checkpoints: where this
     run's own are kept between calls; they are the caller's to delete. init: the folder of the pretraining run whose
-    weights (all but the head) this one starts from. budget: what a matched run is to spend. The same arguments give the
-    same bits on one device, however often the run was killed in between.
+    weights (all but the head) this one starts from. report: told the number of steps and the
+    state after each. budget: what a matched run is to spend. ranks: the processes that train together, each calling
+    this; the first of them writes. The same arguments give the same bits on one device, however often the run was
+    killed in between.
 
     Raises Diverged, or Interrupted when `stop_after` seconds have passed or SIGTERM or SIGUSR1 has come.
     """
     started = time.monotonic()
+    ranks = ranks or Alone()
     where, seed, plan = torch.device(device), settings["seed"], settings["train"]
     # Tuning is a fine-tuning that ends before the test set.
     selects, tests = settings["phase"] != "pretrain", settings["phase"] == "finetune"
-    _prepare_process(settings["threads"], where)
+    _prepare_process(settings["threads"], where, settings["deterministic"])
     meta = read_meta(prepared)
     primary = meta["metrics"][0] if selects else "loss"
 
@@ -122,6 +128,7 @@ def run(
     model = build_model(meta, settings, _seed(seed, "parameters")).to(where, WIDTHS[settings["dtype"]])
     if init is not None:
         _hand_over(init / WEIGHTS, model)
+    ranks.wrap(model)
     optimizer = AdamW(model, plan["lr"], plan["weight_decay"])
     state, best = State(), _Best({}, np.zeros(0))
     identity = _identity(settings, meta, init, budget)
@@ -143,8 +150,7 @@ def run(
 
     with (
         _Stop(started, stop_after) as stop,
-        _Progress(progress, steps, state, started) as report,
-        _curve_written(out, state),
+        _curve_written(out, state, ranks.rank == 0),
     ):
         saved_at = time.monotonic()
         for epoch, batches, index in training_batches(train.lengths, plan["batch_tokens"], seed, state.step):
@@ -152,21 +158,19 @@ def run(
                 break
             if state.step == steps - 1:
                 index = index[: course.last]
-            batch = train.batch(index).to(where)
 
             # One step. Its random numbers are a function of (seed, step), so there is no generator to restore.
             model.train()
             # Weights that were handed over have the course of a training behind them.
             model.set_progress(1.0 if init is not None else state.step / steps)
-            _seed_dropout(_seed(seed, settings["phase"], state.step), where)
-            with _autocast(settings["dtype"], where):
-                outcome = outcome_of(model, batch, settings["objective"], meta, seed, epoch)
+            total, terms, pieces = _accumulate(model, train, index, epoch, settings, meta, state, ranks)
             # The mean loss, weighted so that every sequence (or token) counts the same in an epoch of unequal batches.
-            loss = outcome.total / max(outcome.terms, 1) * (outcome.units * batches / units)
-            loss.backward()
-            value, norm = outcome.total.item(), optimizer.norm()
-            if not math.isfinite(value):
-                raise Diverged(state.step + 1, f"the loss is {value}")
+            weight = (len(index) if classifies else train.real(index)) * batches / units
+            ranks.add_gradients(model.parameters())
+            optimizer.scale(weight / max(terms, 1))
+            norm = optimizer.norm()
+            if not math.isfinite(total):
+                raise Diverged(state.step + 1, f"the loss is {total}")
             if not math.isfinite(norm.item()):
                 groups = [name for name, part in optimizer.norms().items() if not part.isfinite()]
                 raise Diverged(state.step + 1, f"the gradient is not finite in the group ({'), ('.join(groups)})")
@@ -174,17 +178,17 @@ def run(
                 optimizer.clip(norm, plan["clip"])
             optimizer.step(factor(state.step, steps, plan["warmup"], plan["schedule"]))
             state.step += 1
-            _account(state, batch, outcome.terms, value)
-            report.update(state)
+            _account(state, train, pieces, terms, total)
+            report(steps, state)
 
             # Evaluate, and keep the best by the primary metric: the earliest of equals.
             if state.step % plan["evaluate_every"] == 0 or state.step == steps:
                 state.curve.append((state.step, "train", "loss", state.loss_total / max(state.loss_terms, 1)))
                 state.loss_total, state.loss_terms = 0.0, 0
-                if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                if not all(whole(parameter.isfinite().all()) for parameter in model.parameters()):
                     raise Diverged(state.step, "the update left weights that are not finite")
                 if validation is not None:
-                    scores = evaluate(model, validation, meta, plan["batch_tokens"], settings["dtype"], state.step)
+                    scores = evaluate(model, validation, meta, settings, state, ranks)
                     state.curve += [(state.step, "validation", name, v) for name, v in scores.metrics.items()]
                     if not state.best_metrics or scores.metrics[primary] > state.best_metrics[primary]:
                         state.best_step, state.best_metrics = state.step, scores.metrics
@@ -193,31 +197,36 @@ def run(
             # Save now and then, and when asked to stop.
             if state.step < steps:
                 why = stop.asked()
-                if why or time.monotonic() - saved_at >= checkpoint_seconds:
-                    _save(checkpoints, identity, model, optimizer, state, best)
+                asked, due = ranks.add([why is not None, time.monotonic() - saved_at >= checkpoint_seconds])
+                if asked or due:
+                    _save(checkpoints, identity, model, optimizer, state, best, ranks)
                     saved_at = time.monotonic()
-                if why:
-                    raise Interrupted(state.step, why)
+                if asked:
+                    raise Interrupted(state.step, why or "another of its processes was asked to")
 
     # Hand over: the last weights of pretraining, the selected ones of fine-tuning. Only now is the test set opened.
     parameters = sum(parameter.numel() for parameter in model.parameters())
     examples, metrics = {"train": len(train)}, {"train": {"loss": state.curve[-1][3]}}
     selection: dict[str, Any] = {"rule": "final step", "step": state.step, "value": state.curve[-1][3]}
+    predictions: dict[str, dict[Split, NDArray[np.float64]]] = {}
     if validation is not None:
         examples, metrics = examples | {"validation": len(validation)}, {"validation": state.best_metrics}
         rule = f"highest validation {primary}, the earliest of equals"
         selection = {"rule": rule, "step": state.best_step, "value": state.best_metrics[primary]}
-        model.load_state_dict(best.weights)
+        _load(model, best.weights)
     if validation is not None and tests:
         test = Split(prepared, "test")
-        scores = evaluate(model, test, meta, plan["batch_tokens"], settings["dtype"], state.best_step)
+        scores = evaluate(model, test, meta, settings, state, ranks)
         examples, metrics = examples | {"test": len(test)}, metrics | {"test": scores.metrics}
-        _write_predictions(out / PREDICTIONS, {validation: best.prediction, test: scores.prediction})
+        predictions |= {PREDICTIONS: {validation: best.prediction, test: scores.prediction}}
         if meta["submission"]:
             hidden = Split(prepared, HIDDEN)
-            prediction, _ = predict(model, hidden, meta, plan["batch_tokens"], settings["dtype"])
-            _write_predictions(out / f"{HIDDEN}.parquet", {hidden: prediction})
-    safetensors.torch.save_file(_weights(model), out / WEIGHTS)
+            predictions[f"{HIDDEN}.parquet"] = {hidden: predict(model, hidden, meta, settings, state, ranks)[0]}
+    weights = _weights(model)
+    if ranks.rank == 0:
+        for name, kept in predictions.items():
+            _write_predictions(out / name, kept)
+        safetensors.torch.save_file(weights, out / WEIGHTS)
     operations = round(cost()(state.shapes, state.rows))
     matched = {} if budget is None else {"matched": budgets.ratios(budget, plan["matched"], steps, operations)}
     return {
@@ -238,37 +247,112 @@ def run(
     }
 
 
-def evaluate(model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str, step: int) -> Scores:
+def evaluate(
+    model: Model, split: Split, meta: Mapping[str, Any], settings: Mapping[str, Any], state: State, ranks: Alone
+) -> Scores:
     """Loss and metrics of every example, whatever the batches. Raises Diverged for a loss that is not finite."""
-    prediction, total = predict(model, split, meta, batch_tokens, dtype)
+    prediction, total = predict(model, split, meta, settings, state, ranks)
     if not math.isfinite(total):
-        raise Diverged(step, f"the loss on the {split.name} set is {total}")
+        raise Diverged(state.step, f"the loss on the {split.name} set is {total}")
     metrics = {name: score(name, split.targets(), prediction) for name in meta["metrics"]}
     return Scores({"loss": total / len(split), **metrics}, prediction)
 
 
 def predict(
-    model: Model, split: Split, meta: Mapping[str, Any], batch_tokens: int, dtype: str
+    model: Model, split: Split, meta: Mapping[str, Any], settings: Mapping[str, Any], state: State, ranks: Alone
 ) -> tuple[NDArray[np.float64], float]:
     """Class index or value of every example in the order of the split, and the sum of the losses."""
     model.eval()
     device = model.norm.weight.device
     total, prediction = 0.0, np.zeros(len(split))
-    for index in evaluation_batches(split.lengths, batch_tokens):
-        with torch.no_grad(), _autocast(dtype, device):
-            outcome = classify(model, split.batch(index).to(device), meta["kind"])
-        total += outcome.total.item()
-        chosen = outcome.output.argmax(-1) if meta["kind"] == "classification" else outcome.output.squeeze(-1)
-        prediction[index] = chosen.double().cpu().numpy()
-    return prediction, total
+    for index in evaluation_batches(split.lengths, settings["train"]["batch_tokens"]):
+        for piece in _pieces(split, index, settings["train"]["micro_tokens"], state.split, ranks)[ranks.rank]:
+            taken = piece if len(piece) else index[:1]
+            with torch.no_grad(), _autocast(settings["dtype"], device):
+                outcome = classify(model, split.batch(taken).to(device), meta["kind"])
+            if len(piece):
+                total += outcome.total.item()
+                chosen = outcome.output.argmax(-1) if meta["kind"] == "classification" else outcome.output.squeeze(-1)
+                prediction[piece] = chosen.double().cpu().numpy()
+    return ranks.add_array(prediction), ranks.add([total])[0]
+
+
+# A step's gradients
+
+
+def _accumulate(
+    model: Model,
+    train: Split,
+    index: NDArray[np.int64],
+    epoch: int,
+    settings: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    state: State,
+    ranks: Alone,
+) -> tuple[float, int, list[NDArray[np.int64]]]:
+    """Add up the gradients of the losses' sum over a batch, piece by piece; that sum and the number of losses, over all
+    ranks, and the pieces.
+
+    Where memory runs out, on any rank, all begin again with pieces of half the size, and stay with that.
+    """
+    device = model.norm.weight.device
+    purpose = (settings["phase"], state.step, *([ranks.rank] if ranks.rank else []))
+    while True:
+        shares = _pieces(train, index, settings["train"]["micro_tokens"], state.split, ranks)
+        _seed_dropout(_seed(settings["seed"], *purpose), device)
+        total, terms, short = torch.zeros((), dtype=torch.float64, device=device), 0, None
+        try:
+            for piece in shares[ranks.rank]:
+                # A rank without an example goes through the same motions.
+                batch = train.batch(piece if len(piece) else index[:1]).to(device)
+                with _autocast(settings["dtype"], device):
+                    outcome = outcome_of(model, batch, settings["objective"], meta, settings["seed"], epoch)
+                (outcome.total if len(piece) else outcome.total * 0.0).backward()
+                if len(piece):
+                    total += outcome.total.detach()
+                    terms += outcome.terms
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or ranks.sharded:
+                raise
+            short = str(error) or type(error).__name__
+        sums = ranks.add([total.item(), terms, short is not None])
+        if not sums[2]:
+            return sums[0], round(sums[1]), [piece for share in shares for piece in share if len(piece)]
+        batch = outcome = None  # type: ignore[assignment] # what they hold on the device
+        model.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if all(len(piece) <= 1 for share in shares for piece in share):
+            raise NoscratchError(
+                f"A step needs memory for one example at least; at step {state.step + 1} there is not: "
+                f"{short or 'another process ran out'}. Take a smaller model, shorter sequences or a larger device."
+            )
+        state.split *= 2
+
+
+def _pieces(
+    split: Split, index: NDArray[np.int64], micro_tokens: int | None, halvings: int, ranks: Alone
+) -> list[list[NDArray[np.int64]]]:
+    """What goes through the model at once, for each rank the same number of pieces; of at most `micro_tokens` computed
+    tokens where that is set, then divided by `halvings`. Pieces are empty where examples are few."""
+    shares = ranks.shares(index)
+    tokens = sum(count * length for count, length in split.shapes(index)) / len(shares)
+    wanted = halvings * (1 if micro_tokens is None else math.ceil(tokens / micro_tokens))
+    return [np.array_split(share, min(wanted, len(shares[0]))) for share in shares]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of the GPU or, by what PyTorch's allocator says, of the host."""
+    said = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in said)
 
 
 # What the device and the process are told
 
 
-def _prepare_process(threads: int, device: torch.device) -> None:
+def _prepare_process(threads: int, device: torch.device, deterministic: bool) -> None:
     torch.set_num_threads(threads)
-    if device.type == "cuda":
+    if device.type == "cuda" and deterministic:
         # The CPU's operations are deterministic for a fixed number of threads. The GPU's have to be asked, and one that
         # has no deterministic form says so in a warning.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -302,7 +386,7 @@ class _Best:
 
 
 def _weights(model: Model) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    return {name: whole(value.detach()).cpu().clone().contiguous() for name, value in model.state_dict().items()}
 
 
 def _hand_over(path: Path, model: Model) -> None:
@@ -318,8 +402,7 @@ def _hand_over(path: Path, model: Model) -> None:
             f"Pretrained weights have the names and shapes of this model's; {path} differs in {', '.join(unlike)}. "
             "Give both phases the same model settings."
         )
-    for name, value in own.items():
-        value.copy_(given[name])
+    _fill(own, given)
 
 
 def _identity(settings: Mapping[str, Any], meta: Mapping[str, Any], init: Path | None, budget: Budget | None) -> str:
@@ -329,12 +412,27 @@ def _identity(settings: Mapping[str, Any], meta: Mapping[str, Any], init: Path |
     return hashlib.sha256(json.dumps([settings, meta, start, spend], sort_keys=True).encode()).hexdigest()
 
 
-def _save(folder: Path, identity: str, model: Model, optimizer: AdamW, state: State, best: _Best) -> None:
+def _load(model: Model, given: Mapping[str, Tensor]) -> None:
+    """Take over what `_weights` gave, all of it and nothing else."""
+    own = model.state_dict()
+    assert own.keys() == given.keys(), f"weights differ in {own.keys() ^ given.keys()}"
+    _fill(own, given)
+
+
+def _fill(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in own.items():
+            fill(value, given[name])
+
+
+def _save(folder: Path, identity: str, model: Model, optimizer: AdamW, state: State, best: _Best, ranks: Alone) -> None:
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
-    tensors |= {f"optimizer.{name}": value.cpu() for name, value in optimizer.state().items()}
+    tensors |= {f"optimizer.{name}": whole(value).cpu() for name, value in optimizer.state().items()}
     tensors |= {f"best.{name}": value for name, value in best.weights.items()}
     tensors["best_prediction"] = torch.from_numpy(best.prediction)
-    checkpoint.save(folder, state.step, tensors, {"identity": identity, "state": asdict(state)})
+    if ranks.rank == 0:
+        checkpoint.save(folder, state.step, tensors, {"identity": identity, "state": asdict(state)})
+    ranks.wait()
 
 
 def _restore(
@@ -349,7 +447,7 @@ def _restore(
     def part(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(name): value for key, value in saved.tensors.items() if key.startswith(name)}
 
-    model.load_state_dict(part("model."))
+    _load(model, part("model."))
     optimizer.load_state(part("optimizer."))
     state = State(**saved.state["state"])
     state.curve = [(step, split, metric, value) for step, split, metric, value in state.curve]
@@ -360,27 +458,29 @@ def _restore(
 # What is counted and written
 
 
-def _account(state: State, batch: Batch, terms: int, loss: float) -> None:
+def _account(state: State, train: Split, pieces: list[NDArray[np.int64]], terms: int, loss: float) -> None:
     state.loss_total += loss
     state.loss_terms += terms
-    state.tokens_real += batch.real
-    for rows, length in batch.parts:
-        state.tokens_computed += len(rows) * length
-        batches, sequences = state.shapes.get(length, (0, 0))
-        state.shapes[length] = [batches + 1, sequences + len(rows)]
     state.rows += terms
+    for piece in pieces:
+        state.tokens_real += train.real(piece)
+        for sequences, length in train.shapes(piece):
+            state.tokens_computed += sequences * length
+            batches, so_far = state.shapes.get(length, (0, 0))
+            state.shapes[length] = [batches + 1, so_far + sequences]
 
 
 @contextmanager
-def _curve_written(out: Path, state: State) -> Iterator[None]:
-    """However training ends, its curve so far is on disk."""
+def _curve_written(out: Path, state: State, first: bool) -> Iterator[None]:
+    """However training ends, its curve so far is on disk; the first rank writes it."""
     try:
         yield
     finally:
-        with open(out / CURVES, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("step", "split", "metric", "value"))
-            writer.writerows(state.curve)
+        if first:
+            with open(out / CURVES, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(("step", "split", "metric", "value"))
+                writer.writerows(state.curve)
 
 
 def _write_predictions(path: Path, predictions: Mapping[Split, NDArray[np.float64]]) -> None:
@@ -403,7 +503,7 @@ def _write_predictions(path: Path, predictions: Mapping[Split, NDArray[np.float6
     pa.parquet.write_table(pa.concat_tables(parts).combine_chunks(), path)
 
 
-# Being asked to stop, and saying how far it is
+# Being asked to stop
 
 
 class _Stop:
@@ -436,55 +536,3 @@ class _Stop:
     ) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
-
-
-class _Progress:
-    """A bar on a terminal, a line every ten seconds elsewhere, on standard error; nothing unless asked for."""
-
-    SECONDS = 10.0
-
-    def __init__(self, wanted: bool, steps: int, state: State, started: float) -> None:
-        self._steps, self._first_step, self._first_tokens = steps, state.step, state.tokens_real
-        self._started = self._said = started
-        self._bar: Any = None
-        self._say: Callable[[str], object] | None = sys.stderr.write if wanted else None
-        if wanted and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self._bar = progress.Progress(
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.description}"),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task("", total=steps, completed=state.step)
-
-    def update(self, state: State) -> None:
-        if self._say is None:
-            return
-        now = time.monotonic()
-        if self._bar is None and now - self._said < self.SECONDS and state.step < self._steps:
-            return
-        seconds, done = now - self._started, state.step - self._first_step
-        speed = (state.tokens_real - self._first_tokens) / seconds
-        loss = state.loss_total / max(state.loss_terms, 1)
-        text = f"loss {loss:.4f}, {speed:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.step, description=text)
-        else:
-            left = seconds / done * (self._steps - state.step)
-            self._say(f"step {state.step}/{self._steps}, {text}, {left:.0f} s left\n")
-            self._said = now
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -1,0 +1,85 @@
+"""Several processes that train one model together, started by torchrun: data parallel, or sharded for large models.
+
+Every rank takes the examples rank, rank + world, ... of each global batch, a pure function of (seed, epoch, rank), and
+adds up the gradients of its losses' sum. Their sum over the ranks is that of one process with the whole batch, so only
+the order of additions differs. The first rank writes; checkpoints are read by all (one shared folder).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from noscratch.ranks import Alone, is_sharded
+
+BUCKET = 2**25
+"""Bytes of gradients that are added up at once."""
+
+
+class Together(Alone):
+    """A rank of the default process group, its model on `device`.
+
+    sharded: parameters, gradients and optimizer state of every block are split over the ranks (FSDP); the embedding,
+    the last norm and the head are kept by each.
+    """
+
+    def __init__(self, device: torch.device, sharded: bool = False) -> None:
+        self.rank, self.world, self.sharded = dist.get_rank(), dist.get_world_size(), sharded
+        self._device = device
+
+    def wrap(self, model: nn.Module) -> None:
+        """Shard the blocks."""
+        if self.sharded:
+            shard(model)
+
+    def add(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the ranks, in float64."""
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def add_array(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over the ranks, element by element."""
+        sums = torch.from_numpy(values).to(self._device)
+        dist.all_reduce(sums)
+        return sums.cpu().numpy()
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by the sum over the ranks; those of sharded parameters are so already."""
+        gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        dist.barrier()
+
+
+def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Consecutive gradients of one type, of at most BUCKET bytes unless one alone is larger."""
+    bucket: list[torch.Tensor] = []
+    for gradient in gradients:
+        if bucket and (gradient.dtype != bucket[0].dtype or sum(g.nbytes for g in [*bucket, gradient]) > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def shard(model: nn.Module) -> None:
+    """Split every block of a noscratch.model.Model over the ranks; gradients are sums, not means."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.get_submodule("blocks").children():
+        module = fully_shard(block)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
