@@ -68,22 +68,7 @@ def test_a_trial_never_opens_the_test_set(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     task = tiny.write_task(tmp_path / "task")
     (task / "test.arrow").unlink()
-    plan = {"steps": 2, "batch_tokens": 256, "lr": 1e-3, "weight_decay": 0.0, "warmup": 0, "schedule": "constant"}
-    run = {
-        "phase": "tuning",
-        "objective": "classify",
-        "tier": "mini",
-        "task": "tiny",
-        "backbone": "s4d",
-        "protocol": "scratch",
-        "seed": 100,
-        "backbone_config": {},
-        "model": {"d_model": 16, "layers": 1, "dropout": 0.0},
-        "train": plan | {"clip": 1.0, "evaluate_every": 1},
-        "dtype": "float32",
-        "threads": 1,
-        "backend": "fast",
-    }
+    run = tiny.settings("tuning", steps=2, evaluate_every=1)
     out = tmp_path / "out"
     out.mkdir()
     result = train.run(run, task, out, tmp_path / "checkpoints", None, "cpu")
