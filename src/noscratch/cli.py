@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -421,6 +422,37 @@ def _summary(store: Store, the_plan: Plan) -> None:
         out.print(escape(line))
     out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")
     out.print("open      public/index.html")
+
+
+@app.command()
+def generate(
+    name: Annotated[str, typer.Argument(help="Address or cell of a finished causal pretraining run (spt-causal).")],
+    prompt: Annotated[str | None, typer.Option(help="What to go on with; a training example's first element.")] = None,
+    tokens: Annotated[int, typer.Option(help="Elements to make, fewer where the text ends.")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits: 0 takes the likeliest; 1 if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same elements.")] = 0,
+) -> None:
+    """Go on with a sequence, one element after the other, by the model of a finished causal run.
+
+    Example: noscratch generate smoke-listops-s4d-spt-causal-seed0 --prompt "[MAX 2 [MIN 4" --tokens 20
+    """
+    from noscratch import generate as generation
+
+    store, the_plan = _checkout()
+    others = (each for each in plans_of_all_tiers(the_plan.params) if each.params.run.tier != the_plan.params.run.tier)
+    where, job = generation.find_run(chain([the_plan], others), name)
+    prepared, folder = store.path(where[job.needs["prepared"]]), store.path(job)
+    if not store.has(job) or read_record(folder)["state"] != "done":
+        raise NoscratchError(
+            f"Generation needs a finished run; {job.name} is none. `noscratch run {job.address}` first."
+        )
+    model, meta = generation.load_model(prepared, folder, dict(job.settings))
+    codec = generation.codec(prepared, meta)
+    start = generation.first_element(prepared) if prompt is None else codec.encode(prompt)
+    made = generation.generate(model, meta, start, tokens, temperature, seed)
+    out.print(codec.decode(made), markup=False)
 
 
 @app.command()
