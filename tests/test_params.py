@@ -38,6 +38,7 @@ def test_files_and_keys_are_the_same_set() -> None:
     loaded = params.load(ROOT)
     assert {name.partition("-")[0] for name in loaded.backbones} == set(code.names_in("noscratch.backbones"))
     assert {name.partition("-")[0] for name in loaded.tasks} == set(code.names_in("noscratch.tasks"))
+    assert {name.partition("-")[0] for name in loaded.corpora} == set(code.names_in("noscratch.corpora"))
 
 
 def put(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
@@ -85,6 +86,15 @@ MISTAKES: list[tuple[Callable[[dict[str, Any], Any], None], Any, list[str]]] = [
     (put("tasks", "listops"), {"train": "many"}, ["tasks.listops.train", "expected int", "got 'many'"]),
     (put("backbones", "s4d"), {"init": "legz"}, ["backbones.s4d.init", "'legs'", "got 'legz'"]),
     (put("extra"), 1, ["extra", "'extra'", "tiers"]),
+    (put("corpora", "imbd"), {}, ["corpora.imbd", "Did you mean 'imdb'?"]),
+    (put("corpora", "imdb"), {"lenght": 3}, ["corpora.imdb.lenght", "Did you mean 'length'?"]),
+    (put("tiers", "smoke", "corpus"), "wikitext", ["tiers.smoke.corpus", "Did you mean 'wikitext103'?"]),
+    (put("tiers", "smoke", "corpus"), None, ["tiers.smoke.corpus", "corpus-masked", "got none"]),
+    (put("tiers", "smoke", "data", "imdb"), {"words": 3}, ["tiers.smoke.data.imdb.words", "documents"]),
+    (put("tiers", "smoke", "data", "imdbs"), {}, ["tiers.smoke.data.imdbs", "Did you mean 'imdb'?"]),
+    (put("tiers", "smoke", "grid", 0, "tasks"), ["imdb"], ["tiers.smoke.grid[0].tasks", "no task 'imdb'"]),
+    (put("tasks", "cola"), {"tokens": "words"}, ["tasks.cola.tokens", "'unigram'", "got 'words'"]),
+    (put("tasks", "text"), {"tokens": "corpus"}, ["tasks.text.tokens", "'characters'", "got 'corpus'"]),
     (put("tiers", "mini", "seeds"), [0, 1, 0], ["tiers.mini.seeds", "each seed stands once", "[0, 1, 0]"]),
     (put("backbones", "s4d-LegS"), {}, ["backbones.s4d-LegS", "lower-case", "'s4d-LegS'"]),
     (put("tasks", "listops-my_way"), {}, ["tasks.listops-my_way", "joined by hyphens"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,12 +62,14 @@ def edit(path: Path, before: str, after: str) -> None:
 def test_every_pair_on_one_task_and_everything_at_least_once() -> None:
     loaded = params.load(ROOT)
     grid = cells(loaded)
-    assert len(grid) == len(set(grid)) <= 72
+    assert len(grid) == len(set(grid)) <= 80
     assert {c.task for c in grid} == set(loaded.tasks)
     assert {c.backbone for c in grid} == set(loaded.backbones)
     plain = [name for name in loaded.backbones if "-" not in name]
     pairs = {(c.backbone, c.protocol) for c in grid if c.task == "listops" and c.backbone in plain}
     impossible = {(b, "spt-causal") for b in plain if not backbones.load(b).CAUSAL_OK}
+    impossible |= {(b, params.ON_CORPUS) for b in plain}
+    assert {c.task for c in grid if c.protocol == params.ON_CORPUS} == {"cola", "rte"}
     assert pairs == {(b, p) for b in plain for p in params.PROTOCOLS} - impossible
 
 
@@ -208,6 +211,66 @@ def test_the_baselines_are_those_of_their_module() -> None:
 
     assert baselines.names() == BASELINES
     assert tuple(name for name in BASELINES if baselines.seeded(name)) == SEEDED_BASELINES
+
+
+def test_one_pretraining_on_a_corpus_serves_every_task(settings: dict[str, Any], package: Path) -> None:
+    settings["tasks"] |= {"rte": {}, "cola-bytes": {"tokens": "bytes"}, "text": {}}
+    smoke = settings["tiers"]["smoke"]
+    smoke["grid"] = [{"tasks": "all", "backbones": "all", "protocols": ["scratch", "corpus-masked"]}]
+    smoke["overrides"] = [
+        {"tasks": ["imdb"], "model": {"layers": 3}, "pretrain": {"lr": 0.5}},
+        {"tasks": ["rte"], "model": {"layers": 5}, "finetune": {"lr": 0.25}},
+    ]
+    plan = jobs(settings)
+    corpus = plan["prepare imdb"]
+    assert corpus.needs == {"imdb": plan["fetch imdb"].address}
+    assert corpus.settings == {"corpus": "imdb", "data": smoke["data"]["imdb"]}
+    on_corpus = {name for name in plan if "-corpus-masked-" in name}
+    assert on_corpus == {
+        *(f"pretrain smoke-imdb-{b}-corpus-masked-seed0" for b in settings["backbones"]),
+        *(f"finetune smoke-{t}-{b}-corpus-masked-seed0" for b in settings["backbones"] for t in ("cola", "rte")),
+    }, "not on tasks that are read otherwise"
+    for backbone in settings["backbones"]:
+        first = plan[f"pretrain smoke-imdb-{backbone}-corpus-masked-seed0"]
+        assert first.needs == {"prepared": corpus.address}
+        assert (first.settings["objective"], first.settings["train"]["lr"]) == ("masked", 0.5)
+        for task, rate in (("cola", smoke["finetune"]["lr"]), ("rte", 0.25)):
+            run = plan[f"finetune smoke-{task}-{backbone}-corpus-masked-seed0"]
+            data = plan[f"prepare {task}-imdb"]
+            assert run.needs == {"prepared": data.address, "pretrained": first.address}
+            assert data.needs["corpus"] == corpus.address
+            assert data.settings["data"]["tokens"] == "corpus"
+            assert run.settings["model"]["layers"] == 3, "the model is the one that was pretrained"
+            assert run.settings["train"]["lr"] == rate
+    budgets = {json.dumps(plan[name].settings["train"]) for name in on_corpus if name.startswith("pretrain")}
+    assert len(budgets) == 1, "equal token budgets"
+    views = [(job.kind, job.view) for job in plan.values()]
+    assert len(views) == len(set(views))
+
+
+def test_a_corpus_moves_what_was_pretrained_on_it(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    with (package / "corpora" / "imdb.py").open("a") as file:
+        file.write("\nEDITED = True\n")
+    after = jobs(settings)
+    expected = {name for name in before if "corpus-masked" in name or name in ("prepare imdb", "prepare cola-imdb")}
+    assert moved(before, after) == expected
+    settings["tiers"]["smoke"]["corpus"] = "wikitext103"
+    assert {"fetch wikitext103", "prepare wikitext103", "prepare cola-wikitext103"} <= jobs(settings).keys()
+
+
+def test_a_task_may_be_read_in_the_pieces_of_the_corpus_without_pretraining(
+    settings: dict[str, Any], package: Path
+) -> None:
+    settings["tasks"] = {"cola-corpus": {"tokens": "corpus"}}
+    settings["tiers"]["smoke"]["grid"] = [{"tasks": "all", "backbones": "all", "protocols": "all"}]
+    plan = jobs(settings)
+    assert plan["prepare cola-corpus"].needs["corpus"] == plan["prepare imdb"].address
+    both = {plan[f"finetune smoke-cola-corpus-s4d-{p}-seed0"].needs["prepared"] for p in ("scratch", "corpus-masked")}
+    assert len(both) == 1, "the same data"
+    del settings["tiers"]["smoke"]["corpus"]
+    with pytest.raises(NoscratchError, match="read the corpus of the tier; smoke names none"):
+        jobs(settings)
 
 
 def test_a_variant_names_its_source_and_may_take_a_part(settings: dict[str, Any], package: Path) -> None:

@@ -342,6 +342,31 @@ def test_preparing_a_small_task(task: str, tmp_path: Path) -> None:
             assert tokens.count(3) == len(layout.sentences), "one [SEP] behind each sentence"
 
 
+@pytest.mark.parametrize("task", ["cola", "rte"])
+@pytest.mark.parametrize("tokens", ["unigram", "bytes"])
+def test_a_variant_reads_the_same_examples_in_other_tokens(task: str, tokens: Any, tmp_path: Path) -> None:
+    splits = _glue.split(small(task, tmp_path / "raw"))
+    config = Config(length=40, vocabulary=200, tokens=tokens)
+    for copy in ("a", "b"):
+        _glue.build(task, tasks.load(task).SPEC, config, splits, tmp_path / copy)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert ("tokenizer.json" in files) == (tokens == "unigram")
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), f"{name}: same bytes twice"
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    assert tokens in meta["title"].replace("byte by byte", "bytes")
+    for split, table in splits.items():
+        stored = rows_of(tmp_path / "a", split)
+        assert (stored["id"], stored["label"]) == (table.ids, table.labels.tolist())
+        for texts, row in zip(table.texts, stored["tokens"], strict=True):
+            if tokens == "bytes":
+                whole = [i for text in texts for i in (*(byte + 3 for byte in text.encode()), 1)]
+            else:
+                whole = Tokenizer.from_file(str(tmp_path / "a" / "tokenizer.json")).encode(*texts).ids
+            assert row == whole if len(whole) <= 40 else len(row) == 40
+    assert (meta["vocabulary"], meta["mask"], meta["eos"]) == (260, 259, 1) or tokens == "unigram"
+
+
 def test_the_tokenizer_sees_kept_training_text_only(tmp_path: Path) -> None:
     splits = _glue.split(small("rte", tmp_path / "raw"))
     for mark, split in (("ж", "validation"), ("щ", "test")):

@@ -21,7 +21,9 @@ from noscratch.errors import NoscratchError
 from noscratch.yaml_reader import read as read_yaml
 
 FILE = "params.yaml"
-PROTOCOLS = ("scratch", "scratch-matched", "spt-masked", "spt-causal")
+PROTOCOLS = ("scratch", "scratch-matched", "spt-masked", "spt-causal", "corpus-masked")
+ON_CORPUS = "corpus-masked"  # pretrains on the tier's corpus, the others on the task's own data
+CORPUS = "corpus"  # the value of `tokens` in the data of a task that is encoded with the pieces of the tier's corpus
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 Tier = Literal["smoke", "mini", "paper"]
@@ -106,6 +108,7 @@ class TierParams(_Strict):
     """The plan of one tier."""
 
     network: bool
+    corpus: str | None = None
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     grid: Annotated[tuple[Block, ...], Field(min_length=1)]
     data: dict[str, dict[str, Any]]
@@ -121,6 +124,7 @@ class Params(_Strict):
     """The whole of params.yaml."""
 
     run: Run
+    corpora: dict[str, dict[str, Any]]
     tasks: dict[str, dict[str, Any]]
     backbones: dict[str, dict[str, Any]]
     tiers: dict[Tier, TierParams]
@@ -146,6 +150,11 @@ def task_module(name: str) -> str:
     return f"noscratch.tasks.{file_of(name)}"
 
 
+def corpus_module(name: str) -> str:
+    """The module behind a corpus's name."""
+    return f"noscratch.corpora.{file_of(name)}"
+
+
 def load(root: Path) -> Params:
     """Read and check params.yaml in `root`; raises ParamsError."""
     path = root / FILE
@@ -168,6 +177,18 @@ def parse(data: object) -> Params:
     return params
 
 
+def data_of(params: Params, task: str) -> dict[str, Any]:
+    """The settings of a task's data at the chosen tier."""
+    return {**params.tasks[task], **params.tier.data.get(task, {})}
+
+
+def takes_corpus(params: Params, task: str) -> bool:
+    """Can a model that was pretrained on a corpus be fine-tuned on the task? It can where the task may be encoded with
+    a corpus's pieces, and the settings ask for no others."""
+    tokens = code.config_fields(task_module(task)).get("tokens")
+    return tokens is not None and code.fits(CORPUS, tokens) and data_of(params, task).get("tokens", CORPUS) == CORPUS
+
+
 def _not_finite(place: str, value: object) -> Iterable[str]:
     """JSON, and so an address, has no infinity and no NaN."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -180,23 +201,24 @@ def _not_finite(place: str, value: object) -> Iterable[str]:
 def _mistakes(params: Params) -> Iterable[str]:
     """Rules that join several places: names that must exist, fields that a Config must have."""
     known_tasks, known_backbones = code.names_in("noscratch.tasks"), code.names_in("noscratch.backbones")
-    for section in ("tasks", "backbones"):
+    known_corpora = code.names_in("noscratch.corpora")
+    for section in ("corpora", "tasks", "backbones"):
         for name in getattr(params, section):
             if not NAME.fullmatch(name):
                 yield (
                     f"{FILE}, {section}.{name}: a name is lower-case letters and digits, in words joined by hyphens "
                     f"(it names folders, rules and pages); got {name!r}. Write it so."
                 )
-    for name, config in params.tasks.items():
-        if file_of(name) not in known_tasks:
-            yield unknown(f"tasks.{name}", "task", name, known_tasks)
-            continue
-        yield from _fields(f"tasks.{name}", config, code.config_fields(task_module(name)))
-    for name, config in params.backbones.items():
-        if file_of(name) not in known_backbones:
-            yield unknown(f"backbones.{name}", "backbone", name, known_backbones)
-            continue
-        yield from _fields(f"backbones.{name}", config, code.config_fields(backbone_module(name)))
+    for kind, section, named, known, module in (
+        ("corpus", "corpora", params.corpora, known_corpora, corpus_module),
+        ("task", "tasks", params.tasks, known_tasks, task_module),
+        ("backbone", "backbones", params.backbones, known_backbones, backbone_module),
+    ):
+        for name, config in named.items():
+            if file_of(name) in known:
+                yield from _fields(f"{section}.{name}", config, code.config_fields(module(name)))
+            else:
+                yield unknown(f"{section}.{name}", kind, name, known)
     if params.run.tier not in params.tiers:
         yield unknown("run.tier", "tier", params.run.tier, params.tiers)
     for tier, settings in params.tiers.items():
@@ -208,19 +230,27 @@ def _mistakes(params: Params) -> Iterable[str]:
                 f"{FILE}, {here}.tuning.seed: settings are not chosen with a seed whose results are reported; got "
                 f"{settings.tuning.seed}, which is among the tier's. Choose another."
             )
+        if settings.corpus is not None and settings.corpus not in params.corpora:
+            yield unknown(f"{here}.corpus", "corpus", settings.corpus, params.corpora)
+        if settings.corpus is None and any(ON_CORPUS in block.protocols for block in settings.grid):
+            yield f"{FILE}, {here}.corpus: {ON_CORPUS} pretrains on the tier's corpus; got none. Name one of corpora."
         for name, config in settings.data.items():
-            if file_of(name) not in known_tasks:
-                yield unknown(f"{here}.data.{name}", "task", name, known_tasks)
-            else:
+            if file_of(name) in known_corpora:
+                yield from _fields(f"{here}.data.{name}", config, code.config_fields(corpus_module(name)))
+            elif file_of(name) in known_tasks:
                 yield from _fields(f"{here}.data.{name}", config, code.config_fields(task_module(name)))
+            else:
+                yield unknown(f"{here}.data.{name}", "task or corpus", name, (*known_tasks, *known_corpora))
         # A grid may name what `tasks` and `backbones` leave out (that is how one is taken out of the plan), but not
         # what has no file.
         blocks: list[tuple[str, Block | Tuning]] = [(f"grid[{i}]", block) for i, block in enumerate(settings.grid)]
         blocks += [(f"overrides[{i}]", block) for i, block in enumerate(settings.overrides)]
         blocks += [("tuning", settings.tuning)] if settings.tuning else []
         for place, block in blocks:
+            # An override may select the pretraining on a corpus.
+            fit = (*known_tasks, *known_corpora) if isinstance(block, Override) else known_tasks
             for kind, selector, known in (
-                ("task", block.tasks, known_tasks),
+                ("task", block.tasks, fit),
                 ("backbone", block.backbones, known_backbones),
                 ("protocol", block.protocols if isinstance(block, Block) else (), PROTOCOLS),
             ):

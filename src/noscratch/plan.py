@@ -19,6 +19,8 @@ from typing import Any, cast
 from noscratch import code
 from noscratch.errors import NoscratchError
 from noscratch.params import (
+    CORPUS,
+    ON_CORPUS,
     PROTOCOLS,
     Model,
     Params,
@@ -27,7 +29,10 @@ from noscratch.params import (
     Train,
     Tuning,
     backbone_module,
+    corpus_module,
+    data_of,
     load,
+    takes_corpus,
     task_module,
 )
 from noscratch.sources import PARTIAL
@@ -38,7 +43,7 @@ VIEWS = {"raw": ("fetch",), "prepared": ("prepare",), "runs": ("tuning", "pretra
 
 # The objective that a protocol pretrains with; and the protocol whose whole budget (pretraining and fine-tuning) one
 # without pretraining spends.
-PRETRAINING = {"spt-masked": "masked", "spt-causal": "causal"}
+PRETRAINING = {"spt-masked": "masked", "spt-causal": "causal", ON_CORPUS: "masked"}
 MATCHED = {"scratch-matched": "spt-masked"}
 
 # What every task's models must beat (noscratch.baselines), and which of them draw random numbers: rows like any
@@ -154,21 +159,39 @@ class Plan:
         settings = {"source": source, "edition": SOURCES[source.removesuffix(PARTIAL)].edition}
         return self._add(Job("fetch", source, settings, ("noscratch.sources.unpack",), {}, source))
 
-    def prepare(self, task: str) -> Job:
-        """The job that turns a task's sources into token arrays."""
-        if task not in self._prepared:
-            module = task_module(task)
-            data = {**self.params.tasks[task], **self.params.tier.data.get(task, {})}
+    def prepare(self, task: str, on_corpus: bool = False) -> Job:
+        """The job that turns a task's sources into token arrays; on_corpus: in the pieces of the tier's corpus."""
+        data = data_of(self.params, task) | ({"tokens": CORPUS} if on_corpus else {})
+        needs = {CORPUS: self.corpus().address} if data.get("tokens") == CORPUS else {}
+        label = f"{task}-{self.corpus().label}" if on_corpus else task
+        return self._prepare("task", task, task_module(task), data, needs, label, on_corpus)
+
+    def corpus(self) -> Job:
+        """The job that turns the tier's corpus into windows of tokens, and learns its pieces."""
+        name = self.params.tier.corpus
+        if name is None:
+            raise NoscratchError(
+                f"`tokens: {CORPUS}` and {ON_CORPUS} read the corpus of the tier; {self.params.run.tier} names none. "
+                "Say which in params.yaml (`corpus`)."
+            )
+        data = {**self.params.corpora[name], **self.params.tier.data.get(name, {})}
+        return self._prepare("corpus", name, corpus_module(name), data, {}, name, True)
+
+    def _prepare(
+        self, kind: str, name: str, module: str, data: dict[str, Any], needs: dict[str, str], label: str, aside: bool
+    ) -> Job:
+        if label not in self._prepared:
             sources = (data["source"],) if data.get("source") else code.spec_literal(module, "sources")
             if not isinstance(sources, tuple) or not set(sources) <= SOURCES.keys():
                 raise NoscratchError(
-                    f"Task {task} names its sources, which are {', '.join(SOURCES)}; got {sources!r}. Correct "
+                    f"A {kind} names its sources, which are {', '.join(SOURCES)}; {name} gives {sources!r}. Correct "
                     f"`source` in params.yaml, or SPEC.sources in {module}."
                 )
             part = PARTIAL if data.get("partial") else ""
-            needs = {source: self.fetch(source + part).address for source in sources}
-            self._prepared[task] = self._add(Job("prepare", task, {"task": task, "data": data}, (module,), needs, task))
-        return self._prepared[task]
+            fetched = {source: self.fetch(source + part).address for source in sources}
+            settings, view = {kind: name, "data": data}, f"corpora/{label}" if aside else label
+            self._prepared[label] = self._add(Job("prepare", label, settings, (module,), fetched | needs, view))
+        return self._prepared[label]
 
     def _tune(self, cell: Cell) -> None:
         """One trial, a fine-tuning from scratch that ends before the test set, for each pair of the search."""
@@ -183,14 +206,19 @@ class Plan:
             self._add(Job("tuning", f"{cell.label}-{trial}", settings | {"train": train}, modules, needs, view, cell))
 
     def _finetune(self, cell: Cell) -> Job:
-        needs = {"prepared": self.prepare(cell.task).address}
+        on_corpus = cell.protocol == ON_CORPUS
+        needs = {"prepared": self.prepare(cell.task, on_corpus).address}
         modules = ("noscratch.train", backbone_module(cell.backbone))
-        if cell.protocol in PRETRAINING:
-            pretrain = self._settings(cell, "pretrain", PRETRAINING[cell.protocol])
-            needs["pretrained"] = self._add(
-                Job("pretrain", cell.label, pretrain, modules, dict(needs), f"{cell.view}/pretrain", cell)
-            ).address
         finetune = self._settings(cell, "finetune", "classify")
+        if cell.protocol in PRETRAINING:
+            # One pretraining on a corpus serves every task: it is a cell of the corpus, and its model is that of all.
+            first = replace(cell, task=self.corpus().label) if on_corpus else cell
+            read = {"prepared": self.corpus().address} if on_corpus else dict(needs)
+            pretrain = self._settings(first, "pretrain", PRETRAINING[cell.protocol])
+            finetune["model"] = pretrain["model"]
+            needs["pretrained"] = self._add(
+                Job("pretrain", first.label, pretrain, modules, read, f"{first.view}/pretrain", first)
+            ).address
         if cell.protocol in MATCHED:
             # How many steps the budget buys is known when the runs that set it are done.
             twin = self._finetune(replace(cell, protocol=MATCHED[cell.protocol]))
@@ -255,7 +283,8 @@ def _selects(selector: Selector, name: str) -> bool:
 
 def cells(params: Params) -> list[Cell]:
     """The grid of the chosen tier: its blocks joined, each cell once, in the order of tasks, backbones, protocols,
-    seeds. `spt-causal` is left out for a backbone that is bidirectional only (CAUSAL_OK = False in its file)."""
+    seeds. `spt-causal` is left out for a backbone that is bidirectional only (CAUSAL_OK = False in its file), and
+    `corpus-masked` for a task that is not read in a corpus's pieces, and in a tier without a corpus."""
     tier: TierParams = params.tier
     return [
         Cell(params.run.tier, task, backbone, protocol, seed)
@@ -263,6 +292,7 @@ def cells(params: Params) -> list[Cell]:
         for backbone in params.backbones
         for protocol in PROTOCOLS
         if protocol != "spt-causal" or code.constant(backbone_module(backbone), "CAUSAL_OK")
+        if protocol != ON_CORPUS or (tier.corpus is not None and takes_corpus(params, task))
         if any(
             _selects(b.tasks, task) and _selects(b.backbones, backbone) and _selects(b.protocols, protocol)
             for b in tier.grid

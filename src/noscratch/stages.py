@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from noscratch import device as devices
 from noscratch.errors import NoscratchError
-from noscratch.params import task_module
 from noscratch.plan import BASELINES, Job, Plan
 from noscratch.record import Stopwatch, write_record
 from noscratch.store import RECORD, Store, read_provenance, read_record, sha256_of
@@ -116,8 +115,8 @@ def _fetch(store: Store, job: Job, out: Path, network: bool, progress: bool) -> 
 
 
 def _prepare(job: Job, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    task = importlib.import_module(task_module(str(job.settings["task"])))
-    return dict(task.prepare(task.Config(**job.settings["data"]), inputs, out))
+    module = importlib.import_module(job.modules[0])  # of a task or a corpus
+    return dict(module.prepare(module.Config(**job.settings["data"]), inputs, out))
 
 
 def _baseline(job: Job, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:

@@ -14,16 +14,18 @@ The published totals are those of the Hugging Face card of `glue` (dataset_infos
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from noscratch.subwords import encode, train_wordpiece
+from noscratch.subwords import encode, train_unigram, train_wordpiece
 from noscratch.tasks import (
     HOLD_OUT_RULE,
     SUBMISSION,
@@ -36,6 +38,7 @@ from noscratch.tasks import (
     prefix,
     write,
 )
+from noscratch.tokenize import BYT5_EOS, BYT5_VOCABULARY, byt5_tokens
 
 OFFICIAL = ("train", "dev", "test")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -48,9 +51,12 @@ RULE = f"{HOLD_OUT_RULE}; test: the official development set (the labels of GLUE
 @dataclass(frozen=True)
 class Config:
     """length: most tokens of an example, marks included (512: BiGS, Wang et al. 2023, section 5).
-    vocabulary: most WordPiece ids. train, validation, test, submission: examples kept, 0 for all."""
+    tokens: pieces of words (WordPiece or unigram, learned from the training texts that are kept), bytes as ByT5 numbers
+    them, or those of the corpus that a model was pretrained on, whose length holds too. vocabulary: most ids of
+    learned pieces. train, validation, test, submission: examples kept, 0 for all."""
 
     length: int = 512
+    tokens: Literal["wordpiece", "unigram", "bytes", "corpus"] = "wordpiece"
     vocabulary: int = 8192
     train: int = 0
     validation: int = 0
@@ -254,7 +260,7 @@ def prepare(
     out: Path,
 ) -> dict[str, Any]:
     """Read and check the official files of `task`, then build it."""
-    return finish(task, task, spec, totals, config, read(raw[task], layout, totals), "dev", out)
+    return finish(task, task, spec, totals, config, read(raw[task], layout, totals), "dev", out, raw.get("corpus"))
 
 
 def finish(
@@ -266,10 +272,11 @@ def finish(
     tables: Mapping[str, Table],
     dev: str,
     out: Path,
+    corpus: Path | None = None,
 ) -> dict[str, Any]:
     """Check tables that were read, and build the task with `dev` as its test set.
 
-    variant: the task's name in the committed manifests.
+    variant: the task's name in the committed manifests. corpus: the prepared corpus, where its tokenizer is taken.
     """
     check_totals(task, tables, totals)
     splits = split(tables, dev)
@@ -281,7 +288,7 @@ def finish(
             for name, t in tables.items()
         },
         "duplicates": duplicates(train.texts, test.texts, train.ids, test.ids),
-        **build(task, spec, config, splits | hidden(tables), out),
+        **build(task, spec, config, splits | hidden(tables), out, corpus),
     }
 
 
@@ -303,15 +310,38 @@ def hidden(tables: Mapping[str, Table]) -> dict[str, Table]:
     return {SUBMISSION: Table([i for p in parts for i in p.ids], [t for p in parts for t in p.texts], labels)}
 
 
-def build(task: str, spec: Spec, config: Config, splits: Mapping[str, Table], out: Path) -> dict[str, Any]:
-    """Keep the asked number of examples, train WordPiece on the training texts that are kept, encode, write."""
+def build(
+    task: str, spec: Spec, config: Config, splits: Mapping[str, Table], out: Path, corpus: Path | None = None
+) -> dict[str, Any]:
+    """Keep the asked number of examples, encode, write. corpus: the prepared corpus, whose tokenizer `tokens: corpus`
+    takes."""
     kept = {name: table.take(prefix(table.ids, getattr(config, name))) for name, table in splits.items()}
-    tokenizer = train_wordpiece([text for texts in kept["train"].texts for text in texts], config.vocabulary)
+    tokenizer, length = _tokenizer(task, config, kept["train"], corpus)
     examples = {}
     for name, table in kept.items():
-        ids, offsets = encode(tokenizer, table.texts, config.length)
+        if tokenizer is None:
+            texts = [tuple(text.encode() for text in texts) for texts in table.texts]
+            ids, offsets = byt5_tokens(texts, length)
+        else:
+            ids, offsets = encode(tokenizer, table.texts, length)
         examples[name] = Examples(table.ids, ids, offsets, table.labels)
-    size = tokenizer.get_vocab_size()
-    summary = write(out, task, spec, examples, vocabulary=size, eos=None, length=config.length, rule=RULE)
-    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    size, eos = (BYT5_VOCABULARY, BYT5_EOS) if tokenizer is None else (tokenizer.get_vocab_size(), None)
+    said = {"wordpiece": "", "unigram": ", unigram pieces", "bytes": ", byte by byte", "corpus": ", pieces of a corpus"}
+    spec = replace(spec, title=spec.title + said[config.tokens])
+    summary = write(out, task, spec, examples, vocabulary=size, eos=eos, length=length, rule=RULE)
+    if tokenizer is not None:
+        (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     return summary
+
+
+def _tokenizer(task: str, config: Config, train: Table, corpus: Path | None) -> tuple[Tokenizer | None, int]:
+    """What encodes the texts (None: bytes), and the most tokens of an example."""
+    if config.tokens == "corpus":
+        if corpus is None:
+            raise TaskError(f"{task}: tokens: corpus takes the tokenizer of a corpus, and there is none")
+        meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
+        return Tokenizer.from_file(str(corpus / "tokenizer.json")), meta["length"]
+    if config.tokens == "bytes":
+        return None, config.length
+    train_pieces = {"wordpiece": train_wordpiece, "unigram": train_unigram}[config.tokens]
+    return train_pieces([text for texts in train.texts for text in texts], config.vocabulary), config.length

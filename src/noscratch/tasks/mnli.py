@@ -55,12 +55,6 @@ class Config(_glue.Config):
     """As of every task of GLUE; dev: which development set is the test set, matched or mismatched."""
 
     dev: str = "matched"
-    length: int = 512
-    vocabulary: int = 8192
-    train: int = 0
-    validation: int = 0
-    test: int = 0
-    submission: int = 0
 
 
 def read(raw: Mapping[str, Path]) -> dict[str, _glue.Table]:
@@ -76,4 +70,4 @@ def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any
         raise TaskError(f"mnli: dev is matched or mismatched, got {config.dev!r}: correct it in params.yaml")
     variant, title = ("mnli", SPEC.title) if config.dev == "matched" else ("mnli-mm", f"{SPEC.title}, mismatched")
     spec = replace(SPEC, title=title)
-    return _glue.finish("mnli", variant, spec, TOTALS, config, read(raw), f"dev_{config.dev}", out)
+    return _glue.finish("mnli", variant, spec, TOTALS, config, read(raw), f"dev_{config.dev}", out, raw.get("corpus"))

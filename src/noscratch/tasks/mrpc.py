@@ -81,4 +81,4 @@ def _table(split: str, rows: list[Row]) -> Table:
 
 def prepare(config: Config, raw: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Read the three original files in the folder raw["mrpc"], make the splits of GLUE, check them, write them."""
-    return _glue.finish("mrpc", "mrpc", SPEC, TOTALS, config, read(raw["mrpc"]), "dev", out)
+    return _glue.finish("mrpc", "mrpc", SPEC, TOTALS, config, read(raw["mrpc"]), "dev", out, raw.get("corpus"))
