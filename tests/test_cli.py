@@ -55,7 +55,7 @@ def test_outside_a_checkout(checkout: Checkout, tmp_path: Path, command: str) ->
     ("arguments", "said"),
     [
         (["run", "0123456789ab"], "has no job '0123456789ab'"),
-        (["plan", "--kind", "fintune"], "The kinds are fetch, prepare, pretrain, finetune; got 'fintune'"),
+        (["plan", "--kind", "fintune"], "The kinds are fetch, prepare, tuning, pretrain, finetune; got 'fintune'"),
         (["view", "rwa"], "The views are raw, prepared, runs; got 'rwa'"),
         (["commit"], "DVC records only views of the present plan"),
         (["collect"], "record"),
