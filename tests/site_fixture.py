@@ -161,11 +161,13 @@ def checkout(root: Path, mini: int = 0) -> Path:
 
 
 def report(root: Path, folders: list[Path]) -> None:
+    from noscratch.results import flags
     from noscratch.results.collect import collect
     from noscratch.results.judge import judge
 
     collect(folders, root / "reports")
     judge(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
+    flags.report(root / "reports", root / "claims")
 
 
 def measurements(root: Path) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import Generator
+from scipy import stats
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from noscratch.errors import NoscratchError
 from noscratch.results import statistics
 from noscratch.results.statistics import Estimate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> Iterator[None]:
+    """statsmodels collects garbage at every Holm: with what stands now set aside, thousands of calls are quick."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 # Student's sleep data (1908), R's data set `sleep`.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -55,6 +66,33 @@ def test_fixtures(name: str) -> None:
     assert (estimate.value, estimate.error, estimate.freedom) == pytest.approx((value, error, freedom), rel=1e-10)
     assert statistics.interval(estimate) == pytest.approx((low, high), rel=1e-10)
     assert statistics.region(estimate, *region)[0] == pytest.approx(inside, rel=1e-10)
+
+
+def test_scipy_gives_the_same() -> None:
+    """SciPy's t tests are code of their own beside statsmodels', through which ours go: statistic, p, interval."""
+    pairs = {
+        "mean": (stats.ttest_1samp, (SECOND, 0.0)),
+        "paired": (stats.ttest_rel, (FIRST, SECOND)),
+        "welch": (lambda *samples: stats.ttest_ind(*samples, equal_var=False), (FIRST, SECOND)),
+        "log ratio": (lambda *samples: stats.ttest_ind(*samples, equal_var=False), (np.log(A), np.log(B))),
+    }
+    for name, (test, samples) in pairs.items():
+        found, estimate = test(*samples), FIXTURES[name][0]
+        assert estimate.value / estimate.error == pytest.approx(found.statistic, rel=1e-10)
+        assert estimate.freedom == pytest.approx(found.df, rel=1e-10)
+        assert statistics.interval(estimate) == pytest.approx(tuple(found.confidence_interval()), rel=1e-10)
+        above, _ = statistics.region(estimate, 0.0, math.inf)
+        assert min(above, 1 - above) == pytest.approx(found.pvalue / 2, rel=1e-10)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_step_by_step(p_values: list[float]) -> None:
+    """Holm 1979: the k-th smallest of m times m - k + 1, never below the one before."""
+    least, wanted = 0.0, [0.0] * len(p_values)
+    for k, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, p_values[i] * (len(p_values) - k)))
+        wanted[i] = least
+    assert statistics.holm(p_values) == pytest.approx(wanted, rel=1e-10, abs=1e-300)
 
 
 def test_region_is_tost() -> None:
@@ -153,6 +191,37 @@ def errors(study: Callable[[Generator], Estimate], studies: int) -> dict[str, fl
     return {name: float((np.array(found) < 0.05).mean(axis=0).max()) for name, found in p_values.items()}
 
 
+def uncovered(study: Callable[[Generator], Estimate], studies: int) -> float:
+    """The share of studies whose 95 % interval misses the truth, 0."""
+    draw = np.random.default_rng(20210100396)
+    found = [statistics.interval(study(draw)) for _ in range(studies)]
+    return float(np.mean([not low <= 0 <= high for low, high in found]))
+
+
+def family_errors(studies: int, size: int = 20) -> tuple[float, float]:
+    """The share of papers of which some verdict is wrong, by Holm and without an adjustment: `size` claims each, with
+    the truth on the edge of its region, half of them on common seeds and so correlated."""
+    draw = np.random.default_rng(20220610)
+    held = np.zeros((studies, 2))
+    for number in range(studies):
+        common = draw.normal(0, 1, 5)
+        samples = [draw.normal(0, 1, 5) + common * (claim % 2) for claim in range(size)]
+        p_values = [statistics.region(statistics.mean(sample), 0.0, math.inf)[0] for sample in samples]
+        held[number] = min(statistics.holm(p_values)) < 0.05, min(p_values) < 0.05
+    return tuple(held.mean(axis=0).tolist())
+
+
+@pytest.mark.parametrize("study", NULLS)
+def test_coverage_in_brief(study: str) -> None:
+    assert uncovered(NULLS[study], 400) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_family_error_in_brief() -> None:
+    adjusted, plain = family_errors(150)
+    assert adjusted < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+    assert plain > 0.3, "twenty chances to err"
+
+
 @pytest.mark.parametrize("study", NULLS)
 def test_type_one_error_in_brief(study: str) -> None:
     assert max(errors(NULLS[study], 400).values()) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
@@ -166,3 +235,18 @@ def test_type_one_error(study: str) -> None:
     allowed = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 10_000) + (0.005 if study.startswith("welch") else 0.0)
     found = errors(NULLS[study], 10_000)
     assert max(found.values()) < allowed, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", NULLS)
+def test_coverage(study: str) -> None:
+    """95 % of 10,000 intervals hold the truth, with the same allowances."""
+    allowed = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 10_000) + (0.005 if study.startswith("welch") else 0.0)
+    assert 0.03 < uncovered(NULLS[study], 10_000) < allowed
+
+
+@pytest.mark.slow
+def test_family_error() -> None:
+    adjusted, plain = family_errors(10_000)
+    assert adjusted < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 10_000), adjusted
+    assert plain > 0.4

@@ -305,14 +305,16 @@ def tuning() -> None:
 
 @app.command()
 def judge() -> None:
-    """Test every claim in claims/ against the results; writes reports/verdicts.parquet.
+    """Test every claim in claims/ against the results: reports/verdicts.parquet; sum up cells and flag runs beside it.
 
     Example: noscratch judge
     """
+    from noscratch.results.flags import report as look_twice
     from noscratch.results.judge import judge as test_claims
 
     root = Path.cwd()
     test_claims(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
+    look_twice(root / "reports", root / "claims")
 
 
 @app.command()

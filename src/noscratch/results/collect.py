@@ -14,6 +14,7 @@ names it and "" otherwise, value null. Its columns:
     metric, primary, value                   its name; is it the task's primary one; its value (accuracy 0.5 = 50 %)
     examples                                 examples in the split; null where the run did not finish
     degenerate                               all predictions of the split are one value; null without predictions
+    predictions                              12 hex digits for the predictions of the split; null without
     state, reason                            "done" | "failed" | "blocked" | "diverged"; why, "" where done
     address, pretrain_address                of the run; of the run whose weights it starts from, "" where none
     selected_step                            the step that the selection rule chose
@@ -67,6 +68,7 @@ SCHEMA = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("examples", pa.int64()),
         pa.field("degenerate", pa.bool_()),
+        pa.field("predictions", pa.string()),
         pa.field("state", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("address", pa.string(), nullable=False),
@@ -238,7 +240,7 @@ def _rows(run: Run) -> Iterator[Row]:
     base |= {name: result.get("counts", {}).get(name) for name in COUNTS}
     if not run.done:
         primary = result.get("primary", "")
-        unknown = dict.fromkeys(("value", "examples", "degenerate"))
+        unknown = dict.fromkeys(("value", "examples", "degenerate", "predictions"))
         yield base | {"split": "test", "metric": primary, "primary": primary != ""} | unknown
         return
     try:
@@ -250,6 +252,7 @@ def _rows(run: Run) -> Iterator[Row]:
             if run.phase == "finetune":
                 _check_metrics(run, split, values, examples, target, prediction)
             degenerate = None if prediction is None else bool(np.ptp(prediction) == 0)
+            digest = None if prediction is None else hashlib.sha256(prediction.tobytes()).hexdigest()[:12]
             for metric, value in values.items():
                 yield base | {
                     "split": split,
@@ -258,6 +261,7 @@ def _rows(run: Run) -> Iterator[Row]:
                     "value": float(value),
                     "examples": examples,
                     "degenerate": degenerate,
+                    "predictions": digest,
                 }
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{run.folder / 'record.json'}: the result of a finished run lacks {error}.") from error
