@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -14,6 +15,35 @@ from torch.nn import functional
 from noscratch.backbones import require
 from noscratch.backbones._linear import Linear
 from noscratch.kernels import conv, resolve, ssm, structured
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every block of this kind sets: a part of a backbone's Config."""
+
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class StateSpaceSettings(Settings):
+    """What every state space sets besides."""
+
+    d_state: int = 64
+    """N: states of one head. S4 and S4D count real ones and store N / 2 conjugate pairs; DSS and DLR N complex ones."""
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    """The step of each head is drawn log-uniformly between the two."""
+    lr: float = 0.001
+    """Learning rate of the parameters of the recurrence, which also have no weight decay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.d_state >= 1, f"d_state is at least 1; got {self.d_state}.")
+        check_steps(self.dt_min, self.dt_max)
 
 
 class Mixer(nn.Module, ABC):

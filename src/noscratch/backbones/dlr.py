@@ -9,8 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from noscratch.backbones import parallel, recurrent, require
-from noscratch.backbones._block import MixerBlock, StateSpace, check, check_steps, log_uniform, own_rate, randomize
+from noscratch.backbones import parallel, recurrent
+from noscratch.backbones._block import (
+    MixerBlock,
+    StateSpace,
+    StateSpaceSettings,
+    log_uniform,
+    own_rate,
+    randomize,
+)
 from noscratch.kernels import conv, ssm
 
 PAPER = (
@@ -22,25 +29,18 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StateSpaceSettings):
     """Defaults: the settings of Amos et al. 2024 (arXiv 2310.02980, repository), which are the authors' but for N."""
 
     d_state: int = 1024
-    """N: complex states of one head; the authors take 4096."""
+    """The authors take 4096."""
     init: Literal["omega", "random"] = "omega"
     """omega: frequencies 2 pi n / N, all around the circle; random: every parameter of the SSM ~ N(0, 0.1^2)."""
     dt_min: float = 0.0001
     dt_max: float = 0.1
     """omega: the decay of each state, Re log lambda = -dt / 2 with dt drawn log-uniformly between the two."""
     lr: float = 0.0001
-    """Learning rate of lambda and W, which also have no weight decay."""
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_steps(self.dt_min, self.dt_max)
-        require(self.d_state >= 1, f"d_state is at least 1; got {self.d_state}.")
+    """Of lambda and W."""
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:

@@ -12,8 +12,7 @@ from noscratch.backbones import parallel, recurrent, require
 from noscratch.backbones._block import (
     MixerBlock,
     StateSpace,
-    check,
-    check_steps,
+    StateSpaceSettings,
     eigenvalues,
     log_uniform,
     own_rate,
@@ -28,29 +27,18 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Defaults: DSS-EXP of the paper (proposition 1a), sizes and rates of the authors' code."""
+class Config(StateSpaceSettings):
+    """Defaults: DSS-EXP of the paper (proposition 1a), sizes and rates of the authors' code.
 
-    d_state: int = 64
-    """N: complex states of one head."""
+    Lambda, dt and W have the learning rate `lr`.
+    """
+
     variant: Literal["exp", "softmax"] = "exp"
     """softmax: each mode is divided by the sum of its powers (proposition 1b). It sums over `max_length` positions,
     however long the sequence is, so that padding changes nothing: the paper's models on inputs padded to one length."""
     init: Literal["legs", "lin", "random"] = "legs"
     """Eigenvalues: those of skew-symmetric HiPPO-LegS of size 2 N with positive imaginary part, or -1/2 + i pi n;
     random: every parameter of the SSM ~ N(0, 0.1^2)."""
-    dt_min: float = 0.001
-    dt_max: float = 0.1
-    """The step of each head is drawn log-uniformly between the two."""
-    lr: float = 0.001
-    """Learning rate of Lambda, dt and W, which also have no weight decay."""
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_steps(self.dt_min, self.dt_max)
-        require(self.d_state >= 1, f"d_state is at least 1; got {self.d_state}.")
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:

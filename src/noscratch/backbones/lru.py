@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noscratch.backbones import parallel, recurrent, require
-from noscratch.backbones._block import Mixer, MixerBlock, check, own_rate, randomize
+from noscratch.backbones._block import Mixer, MixerBlock, Settings, own_rate, randomize
 from noscratch.kernels import scan
 
 PAPER = "Orvieto et al., Resurrecting Recurrent Neural Networks for Long Sequences, arXiv 2303.06349"
@@ -20,7 +20,7 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Defaults: the initialization of appendix A."""
 
     d_state: int = 256
@@ -34,11 +34,9 @@ class Config:
     """For long sequences the paper raises the radii, to 0.9 ... 0.999, and lowers the phase (section 3.4)."""
     lr: float = 0.001
     """Learning rate of nu and theta, which also have no weight decay; the paper lowers theirs too."""
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         require(self.d_state >= 1, f"d_state is at least 1; got {self.d_state}.")
         require(0 <= self.r_min < self.r_max <= 1, f"0 <= r_min < r_max <= 1; got {self.r_min} and {self.r_max}.")
         require(self.max_phase > 0, f"max_phase is positive; got {self.max_phase}.")

@@ -12,9 +12,8 @@ from noscratch.backbones import parallel, recurrent, require
 from noscratch.backbones._block import (
     ConjugatePairs,
     MixerBlock,
-    check,
+    StateSpaceSettings,
     check_pairs,
-    check_steps,
     own_rate,
     randomize,
 )
@@ -27,27 +26,20 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Defaults: S4-LegS as in the paper's LRA runs (section 4.2, appendix D) and in Amos et al. 2024 (2310.02980)."""
+class Config(StateSpaceSettings):
+    """Defaults: S4-LegS as in the paper's LRA runs (section 4.2, appendix D) and in Amos et al. 2024 (2310.02980).
 
-    d_state: int = 64
-    """N: real size of the state of one head; N / 2 conjugate pairs are stored."""
+    Lambda, P, B and dt have the learning rate `lr`.
+    """
+
     n_ssm: int = 0
     """How many systems (Lambda, P, B) there are: head h has the one of number h mod n_ssm. 0: one for each head."""
     init: Literal["legs", "random"] = "legs"
     """HiPPO-LegS with its whole B; random: every parameter of the SSM ~ N(0, 0.1^2)."""
-    dt_min: float = 0.001
-    dt_max: float = 0.1
-    """The step of each head is drawn log-uniformly between the two."""
-    lr: float = 0.001
-    """Learning rate of Lambda, P, B and dt, which also have no weight decay."""
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         check_pairs(self.d_state)
-        check_steps(self.dt_min, self.dt_max)
         require(self.n_ssm >= 0, f"n_ssm is at least 1, or 0 for one system per head; got {self.n_ssm}.")
 
 

@@ -12,9 +12,8 @@ from noscratch.backbones import parallel, recurrent
 from noscratch.backbones._block import (
     ConjugatePairs,
     MixerBlock,
-    check,
+    StateSpaceSettings,
     check_pairs,
-    check_steps,
     eigenvalues,
     own_rate,
     randomize,
@@ -30,28 +29,21 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Defaults: the paper's S4D-LegS (sections 4 and 5), the bidirectional form with a GLU mix used for LRA."""
+class Config(StateSpaceSettings):
+    """Defaults: the paper's S4D-LegS (sections 4 and 5), the bidirectional form with a GLU mix used for LRA.
 
-    d_state: int = 64
-    """N: real size of the state of one head; N / 2 conjugate pairs are stored."""
+    A, dt and B have the learning rate `lr`.
+    """
+
     init: Literal["legs", "inv", "lin", "random"] = "legs"
     """Eigenvalues: S4D-LegS, S4D-Inv, S4D-Lin (section 4); random: every parameter of the SSM ~ N(0, 0.1^2)."""
     discretization: Literal["zoh", "bilinear"] = "zoh"
-    dt_min: float = 0.001
-    dt_max: float = 0.1
-    """The step of each head is drawn log-uniformly between the two."""
     train_b: bool = False
     """B = 1 is absorbed by C unless it is trained."""
-    lr: float = 0.001
-    """Learning rate of A, dt and B, which also have no weight decay."""
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         check_pairs(self.d_state)
-        check_steps(self.dt_min, self.dt_max)
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noscratch.backbones import parallel, recurrent, require
-from noscratch.backbones._block import Convolution, MixerBlock, check
+from noscratch.backbones._block import Convolution, MixerBlock, Settings
 from noscratch.kernels import conv
 
 PAPER = "Li et al., What Makes Convolutional Models Great on Long Sequence Modeling?, arXiv 2210.09298"
@@ -20,7 +20,7 @@ EQUIVALENT = ((parallel, recurrent),)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Defaults: the authors' LRA settings that several tasks share (repository, branch `preview`)."""
 
     kernel_dim: int = 32
@@ -33,11 +33,9 @@ class Config:
     """cos (Path-X): in each segment the heads' taps are 0, 1, ..., H - 1 periods of a cosine, in random order."""
     lr: float = 0.001
     """Learning rate of the segments."""
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         require(self.kernel_dim >= 1, f"kernel_dim is at least 1; got {self.kernel_dim}.")
         require(
             0 < self.decay_min <= self.decay_max,
