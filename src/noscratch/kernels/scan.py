@@ -51,7 +51,8 @@ def linear_scan(a: Tensor, b: Tensor, *, initial: Tensor | None = None, backend:
 
 class _Scan(torch.autograd.Function):
     """a (1 or batch, 1 or L, 1 or N), b (batch, L, N), from x_{-1} = 0. With g_t = dL/dx_t the adjoint is a scan too:
-    s_t = g_t + conj(a_{t+1}) s_{t+1};  dL/db_t = s_t;  dL/da_t = s_t conj(x_{t-1}), summed to the shape of a."""
+    s_t = g_t + conj(a_{t+1}) s_{t+1};  dL/db_t = s_t;  dL/da_t = s_t conj(x_{t-1}), summed to the shape of a.
+    An a of one position may have a higher precision than b."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class _Scan(torch.autograd.Function):
             return None, s
         pairs = s[:, 1:] * x[:, :-1].conj()
         if a.shape[1] == 1:
-            return pairs.sum(1, keepdim=True).sum_to_size(a.shape), s
+            return pairs.sum(1, keepdim=True).sum_to_size(a.shape).to(a.dtype), s
         return torch.cat([torch.zeros_like(s[:, :1]), pairs], dim=1).sum_to_size(a.shape), s
 
 
@@ -88,6 +89,7 @@ def _blocked_scan(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
     if a.shape[1] == 1:
         a = a.unsqueeze(1).expand(-1, 1, width, -1)
         products = a.to(wide, memory_format=torch.contiguous_format, copy=True)
+        a = a.to(x.dtype)
     else:
         a = _in_blocks(a, blocks, width)
         products = a.clone()
@@ -127,12 +129,12 @@ def lru(nu: Tensor, theta: Tensor, B: Tensor, C: Tensor, D: Tensor, u: Tensor, *
         lam, driving = _lru_transition(nu, theta, B)
         wide = u.to(nu.dtype)
         if chosen == "reference":
-            x = linear_scan(lam, wide.to(driving.dtype) @ driving.T, backend="reference")
+            x = linear_scan(lam, wide.to(driving.dtype) @ driving.T, backend="reference").to(C.dtype)
             return ((x @ C.T).real + D * wide).to(u.dtype)
         # Products of real matrices: (Re, Im) of each state side by side, against (Re, -Im) of C.
         pairs = torch.view_as_real(driving).transpose(1, 2).flatten(0, 1)
         driven = torch.view_as_complex(linear(wide, pairs).unflatten(-1, (-1, 2)))
-        x = torch.view_as_real(linear_scan(lam, driven, backend="fast")).flatten(-2)
+        x = torch.view_as_real(_Scan.apply(lam.view(1, 1, -1), driven)).flatten(-2)
         return (linear(x, torch.view_as_real(C.conj().resolve_conj()).flatten(-2)) + D * wide).to(u.dtype)
 
 
@@ -141,12 +143,13 @@ def lru_step(nu: Tensor, theta: Tensor, B: Tensor, C: Tensor, D: Tensor, u: Tens
     with torch.autocast(u.device.type, enabled=False):
         lam, driving = _lru_transition(nu, theta, B)
         wide = u.to(nu.dtype)
-        x = lam * x + wide.to(driving.dtype) @ driving.T
+        x = (lam * x + wide.to(driving.dtype) @ driving.T).to(x.dtype)
         return ((x @ C.T).real + D * wide).to(u.dtype), x
 
 
 def _lru_transition(nu: Tensor, theta: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """lambda (N,) and gamma B (N, H); expm1 keeps gamma right where |lambda| rounds to 1."""
-    decay = nu.exp()
-    lam = torch.polar((-decay).exp(), theta.exp())
-    return lam, torch.sqrt(-torch.expm1(-2 * decay)).unsqueeze(-1) * B
+    """lambda (N,) in double precision and gamma B (N, H); expm1 keeps gamma right where |lambda| rounds to 1."""
+    decay = nu.double().exp()
+    lam = torch.polar((-decay).exp(), theta.double().exp())
+    gamma = torch.sqrt(-torch.expm1(-2 * decay)).to(nu.dtype)
+    return lam, gamma.unsqueeze(-1) * B
