@@ -295,15 +295,14 @@ def test_two_ranks_of_the_same_direction_are_one(system: System) -> None:
     assert_close(got, want, tolerance(system.dtype, system.L, moved), system.majorant())
 
 
-@given(st.integers(1, 70), st.booleans())
-@example(1, True)
-def test_powers(count: int, reverse: bool) -> None:
+@given(st.integers(1, 70))
+@example(1)
+def test_powers(count: int) -> None:
     z = torch.polar(torch.tensor([1.0, 0.9, 0.0]).double(), torch.tensor([3.0, -0.1, 0.0]).double())
     want = torch.ones(count, 3, dtype=torch.complex128)
     for k in range(1, count):
         want[k] = want[k - 1] * z
-    got = powers(z, count, reverse=reverse)
-    assert_close(got.flip(0) if reverse else got, want, tolerance(torch.float64, 1, count))
+    assert_close(powers(z, count), want, tolerance(torch.float64, 1, count))
 
 
 @given(st.integers(1, 10**6))

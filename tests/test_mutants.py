@@ -29,8 +29,9 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # conv
     Mutant("reverse offsets swapped", "conv", "if reverse_offset == 0:", "if reverse_offset == 1:"),
-    Mutant("sign of D", "conv", "causal[:, :1] + D", "causal[:, :1] - D"),
-    Mutant("D missing", "conv", "if D is not None:\n            causal", "if False:\n            causal"),
+    Mutant("sign of D", "conv", "add_(skip.unsqueeze(-1))", "sub_(skip.unsqueeze(-1))"),
+    Mutant("D missing", "conv", "causal.new_zeros(H) if D is None else D.to(wide)", "causal.new_zeros(H)"),
+    Mutant("gradient of D at another lag", "conv", "grad_kernel[:, 0]", "grad_kernel[:, -1]"),
     Mutant("circular leak", "conv", "_fft_size(L + max(causal", "_fft_size(max(causal"),
     Mutant("correlation for convolution", "conv", "irfft(U * spectrum[h],", "irfft(U * spectrum[h].conj(),"),
     Mutant("reverse kernel not reversed", "conv", "gap, anticausal.flip(-1)]", "gap, anticausal]"),
@@ -50,8 +51,8 @@ MUTANTS = [
     Mutant("segments stretched twice as much", "conv", "2 ** max(0, i - 1)", "2**i"),
     Mutant("decay reversed", "conv", "multiplier ** (S - 1 - i)", "multiplier**i"),
     Mutant("norm after the cut", "conv", "norm(whole, dim=-1) if norm", "norm(whole[:, :length], dim=-1) if norm"),
-    Mutant("no half-pixel centre", "conv", "+ 0.5) / factor - 0.5\n    weights", ") / factor\n    weights"),
-    Mutant("segment wraps around", "conv", "w[:, :1], w[:, :-1]", "w[:, -1:], w[:, :-1]"),
+    Mutant("no half-pixel centre", "conv", "+ 0.5) / factor - 0.5\n    return", ") / factor\n    return"),
+    Mutant("segment wraps around", "conv", 'mode="replicate"', 'mode="circular"'),
     # scan
     Mutant("coefficient off by one", "scan", "(a[:, :, row], x[:, :, before])", "(a[:, :, before], x[:, :, before])"),
     Mutant("adjoint coefficient off by one", "scan", "[a[:, 1:], torch.zeros_like(a[:, :1])]", "[a[:, :-1], a[:, :1]]"),
@@ -64,7 +65,7 @@ MUTANTS = [
     Mutant("cancellation in gamma", "scan", "-torch.expm1(-2 * decay)", "1 - torch.exp(-2 * decay)"),
     Mutant("gamma without the square", "scan", "expm1(-2 * decay)", "expm1(-decay)"),
     Mutant("C conjugated", "scan", "C.conj().resolve_conj()", "C"),
-    Mutant("angle without its exponential", "scan", "theta.exp()", "theta"),
+    Mutant("angle without its exponential", "scan", "theta.double().exp()", "theta.double()"),
     Mutant("growth for decay", "scan", "(-decay).exp()", "decay.exp()"),
     Mutant("step without D", "scan", "+ D * wide).to(u.dtype), x", ").to(u.dtype), x"),
     # attention
@@ -131,6 +132,10 @@ MUTANTS = [
     Mutant("derivative not conjugated", "_vandermonde", "grad * derivative.conj()", "grad * derivative"),
     Mutant("coarse powers off by one", "_vandermonde", "fine[:, -1] * z", "fine[:, -1]"),
     Mutant("doubling without squaring", "_vandermonde", "2 * filled, ratio * ratio", "2 * filled, ratio"),
+    Mutant(
+        "correction of the correction added", "_krylov", "torch.cat((-below, inverse)", "torch.cat((below, inverse)"
+    ),
+    Mutant("adjoint of the correction not transposed", "_krylov", "inverse.mT @ d_solution", "inverse @ d_solution"),
     Mutant("levels without squaring", "_krylov", "E = E @ E", "E = E + 0"),
 ]
 

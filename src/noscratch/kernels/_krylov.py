@@ -3,18 +3,18 @@
 Two levels: with l = a M + b, K = Y X of rows Y_a = c T^{aM} and columns X_b = T^b b.
 
 - Columns, and T^M, come from tables of powers of D alone. The outputs w_i = Re(V . T^i x) of the correction obey the
-  convolution w_i = Re(V . D^i x) + sum_{j<i} h_{i-1-j} w_j with h_k = Re(V . D^k U): a triangular Toeplitz solve of r M
-  rows. Then T^i x = D^i x + sum_{j<i} D^{i-1-j} U w_j.
+  convolution w_i = Re(V . D^i x) + sum_{j<i} h_{i-1-j} w_j with h_k = Re(V . D^k U): a triangular Toeplitz system of
+  r M rows. Then T^i x = D^i x + sum_{j<i} D^{i-1-j} U w_j.
 - Rows come by doubling from E = T^M, Y <- [Y, Y E] and E <- E E, until STEPS products with one E give all. Errors of E
   add up in T^{aM}: this is done in float64, and rounded only for the last product, K = Y X.
 
 A state is complex (n) or, its parts interleaved, real (2 n); the functional Re(f . x) is a real dot product with the
-view of conj(f). Kept for the backward pass: X, Y and log2(L / M) matrices E, of (2 n)^2 values per head each.
+view of conj(f). Kept for the backward pass: X, Y, the tables and log2(L / M) matrices E, of (2 n)^2 values per head.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,25 +24,7 @@ from torch.nn.functional import pad
 from noscratch.kernels._vandermonde import blocks, complex_view, full_precision, powers, real_view
 
 STEPS = 64  # a squaring of E costs as much as a product of E with 2 n rows, and two more in the backward pass
-ROWS = 32  # r M at most: the triangular solve grows with its square, the number of rows Y falls with it
-
-
-class _Tables(NamedTuple):
-    """Rows of the real tables are (time, rank) pairs."""
-
-    powers: Tensor  # (H, M, n) D^k
-    reversed: Tensor  # (H, M, n) D^(M-1-k)
-    tu: Tensor  # (H, M r, 2 n) D^(M-1-k) U
-    tv: Tensor  # (H, M r, 2 n) the functionals V D^k
-    ub: Tensor  # (H, r + 1, 2 n) U and b
-
-
-def _tables(D: Tensor, b: Tensor, U: Tensor, V: Tensor, M: int, dtype: torch.dtype) -> _Tables:
-    H, r, n = U.shape
-    forward, backward = powers(D, M, dtype), powers(D, M, dtype, reverse=True)
-    tu = real_view(backward[:, :, None] * U[:, None].to(dtype)).view(H, M * r, 2 * n)
-    tv = real_view(forward.conj()[:, :, None] * V[:, None].conj().to(dtype)).view(H, M * r, 2 * n)
-    return _Tables(forward, backward, tu, tv, real_view(torch.cat((U, b[:, None]), 1).to(dtype)))
+ROWS = 32  # r M at most: the triangular system grows with its square, the number of rows Y falls with it
 
 
 def _toeplitz(x: Tensor) -> Tensor:
@@ -60,6 +42,15 @@ def _toeplitz_adjoint(g: Tensor, s: int, r: int) -> Tensor:
     lines = pad(g.view(H, M, s, M * r).transpose(1, 2), (0, (M - 1) * r)).flatten(2)
     row = pad(lines, (0, M * r)).unflatten(-1, (M, 2 * M * r)).sum(2).view(H, s, 2 * M, r).transpose(1, 2)
     return torch.cat((row[:, :1], row[:, M + 1 :].flip(1)), 1)
+
+
+def _inverse(system: Tensor, r: int) -> Tensor:
+    """Of a lower block Toeplitz matrix (H, M r, M r) with identities on its diagonal: by halves, which are alike."""
+    inverse = system[:, :r, :r]
+    while (m := inverse.shape[-1]) < system.shape[-1]:
+        below = inverse @ system[:, m : 2 * m, :m] @ inverse
+        inverse = torch.cat((pad(inverse, (0, m)), torch.cat((-below, inverse), -1)), 1)
+    return inverse
 
 
 def _hankel(w: Tensor, r: int) -> Tensor:
@@ -93,17 +84,19 @@ class _Krylov(torch.autograd.Function):
         while 2 * M * r <= ROWS and length > M:
             M *= 2
         A = -(-length // M)
-        t = _tables(D, b, U, V, M, D.dtype)
-        seen = (t.tv @ t.ub.mT).view(H, M, r, r + 1)  # h, and Re(V . D^i b)
+        table = powers(D, M)
+        tu = real_view(table.flip(1)[:, :, None] * U[:, None]).view(H, M * r, 2 * n)  # D^(M-1-k) U, rows (k, rank)
+        tv = real_view((table[:, :, None] * V[:, None]).conj_physical()).view(H, M * r, 2 * n)  # functionals V D^k
+        ub = real_view(torch.cat((U, b[:, None]), 1))
+        seen = (tv @ ub.mT).view(H, M, r, r + 1)  # h, and Re(V . D^i b)
         identity = torch.eye(r, dtype=seen.dtype, device=seen.device).expand(H, 1, r, r)
-        system = _toeplitz(torch.cat((identity, -seen[:, :-1, :, :r]), 1))
-        right = torch.cat((seen[..., r:].reshape(H, M * r, 1), t.tv), -1)
-        solution = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+        inverse = _inverse(_toeplitz(torch.cat((identity, -seen[:, :-1, :, :r]), 1)), r)
+        solution = inverse @ torch.cat((seen[..., r:].reshape(H, M * r, 1), tv), -1)
         w, outputs = solution[..., 0], solution[..., 1:]
-        X = (real_view(t.powers * b[:, None]) + _hankel(w, r) @ t.tu).to(dtype)
+        X = torch.baddbmm(real_view(table * b[:, None]), _hankel(w, r), tu).to(dtype)
 
-        E = t.tu.mT @ outputs
-        DM = t.powers[:, -1] * D
+        E = tu.mT @ outputs
+        DM = table[:, -1] * D
         _diagonal(E).add_(torch.stack((DM.real, -DM.imag, DM.imag, DM.real), 1).view(H, 2, 2, n))
         Y = real_view(c.conj().resolve_conj())
         steps: list[Tensor] = []
@@ -118,7 +111,9 @@ class _Krylov(torch.autograd.Function):
                 pieces.append(pieces[-1][:, :left] @ E)
             Y = torch.cat(pieces, 1)
         Y = Y.to(dtype)
-        ctx.save_for_backward(D, b, U, V, X, Y, system.to(dtype), solution.to(dtype), *(E.to(dtype) for E in steps))
+        rounded = dtype.to_complex()
+        kept = (table.to(rounded), *(x.to(dtype) for x in (tu, tv, ub, inverse, solution, *steps)))
+        ctx.save_for_backward(b, U, V, X, Y, *kept)
         ctx.R, ctx.M = R, M
         return (Y @ X.mT).view(H, A, R, M).transpose(1, 2).reshape(H, R, A * M)[..., :length]
 
@@ -126,7 +121,7 @@ class _Krylov(torch.autograd.Function):
     @once_differentiable
     @full_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        D, b, U, V, X, Y, system, solution, *steps = ctx.saved_tensors
+        b, U, V, X, Y, table, tu, tv, ub, inverse, solution, *steps = ctx.saved_tensors
         H, r, n = U.shape
         R, M = ctx.R, ctx.M
         grad = blocks(grad, M).transpose(1, 2).reshape(H, -1, M)  # (H, A R, M)
@@ -144,23 +139,23 @@ class _Krylov(torch.autograd.Function):
             dE = from_rows if dE is None else from_rows.baddbmm_(dE, E.mT).baddbmm_(E.mT, dE)
         dc = complex_view(dY[:, :R]).conj()
 
-        t = _tables(D, b, U, V, M, X.dtype.to_complex())
         w, outputs = solution[..., 0], solution[..., 1:]
         dE = X.new_zeros(H, 2 * n, 2 * n) if dE is None else dE
-        d_solution = torch.cat((_hankel_adjoint(dX @ t.tu.mT, r)[..., None], t.tu @ dE), -1)
+        d_solution = torch.cat((_hankel_adjoint(dX @ tu.mT, r)[..., None], tu @ dE), -1)
         d_tu = _hankel(w, r).mT @ dX + outputs @ dE.mT
-        d_right = torch.linalg.solve_triangular(system.mT, d_solution, upper=True, unitriangular=True)
+        d_right = inverse.mT @ d_solution
         d_system = _toeplitz_adjoint(d_right @ solution.mT, r, r)  # of 1, -h_0, -h_1, ..., and minus that of the matrix
         d_h = pad(d_system[:, 1:], (0, 0, 0, 0, 0, 1)).reshape(H, M * r, r)
         d_seen = torch.cat((d_h, d_right[..., :1]), -1)
-        d_tv = d_seen @ t.ub
+        d_tv = d_seen @ ub
         d_tv += d_right[..., 1:]
-        d_ub = complex_view(d_seen.mT @ t.tv)
+        d_ub = complex_view(d_seen.mT @ tv)
 
         g_b = complex_view(dX)
         g_u = complex_view(d_tu.view(H, M, r, 2 * n))
         g_v = complex_view(d_tv.view(H, M, r, 2 * n)).conj()
-        forward, backward = t.powers.conj().resolve_conj(), t.reversed.conj().resolve_conj()
+        forward = table.conj_physical()
+        backward = forward.flip(1)
         d_forward = b.conj()[:, None].to(forward.dtype) * g_b + (V.conj()[:, None].to(forward.dtype) * g_v).sum(2)
         d_backward = (U.conj()[:, None].to(forward.dtype) * g_u).sum(2)
         d_powers = d_forward[:, 1:] + d_backward[:, :-1].flip(1)
@@ -171,7 +166,7 @@ class _Krylov(torch.autograd.Function):
         db = (forward * g_b).sum(1) + d_ub[:, r]
         dU = (backward[:, :, None] * g_u).sum(1) + d_ub[:, :r]
         dV = (forward[:, :, None] * g_v).sum(1)
-        return *(d.to(D.dtype) for d in (dD, db, dU, dV, dc)), None, None
+        return *(d.to(b.dtype) for d in (dD, db, dU, dV, dc)), None, None
 
 
 def krylov(D: Tensor, b: Tensor, U: Tensor, V: Tensor, c: Tensor, length: int, dtype: torch.dtype) -> Tensor:

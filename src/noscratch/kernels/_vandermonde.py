@@ -8,6 +8,7 @@ results keep their digits at every length, where exp(z l) in float32 has a phase
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, ParamSpec, TypeVar
@@ -42,10 +43,9 @@ class _Phi1(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor) -> Tensor:
         small = z.abs() < 0.5
         s = torch.where(small, z, 0)
-        series = torch.full_like(s, 1 / 16)
-        for k in range(15, 2, -1):  # phi2 = 1/2 (1 + z/3 (1 + z/4 (1 + ...))); the first term left out is below 1e-17
-            series = (1 + s * series) / k
-        series = (1 + s * series) / 2
+        series = torch.full_like(s, 1 / math.factorial(16))
+        for k in range(15, 1, -1):  # phi2 = 1/2! + z/3! + z^2/4! + ...; the first term left out is below 1e-17
+            series.mul_(s).add_(1 / math.factorial(k))
         t = torch.where(small, 1, z)
         direct = (torch.exp(t) - 1) / t
         value = torch.where(small, 1 + s * series, direct)
@@ -64,21 +64,14 @@ def phi1(z: Tensor) -> Tensor:
     return _Phi1.apply(z)
 
 
-def powers(z: Tensor, count: int, dtype: torch.dtype | None = None, reverse: bool = False) -> Tensor:
-    """z^0, ..., z^(count-1), or the other way round, on a new axis before the last: (..., n) -> (..., count, n).
-
-    In `dtype` (that of z if not given) each entry is a product of at most log2(count) rounded powers of z.
-    """
-    table = z.new_empty(*z.shape[:-1], count, z.shape[-1], dtype=dtype)
-    table[..., -1 if reverse else 0, :] = 1
+def powers(z: Tensor, count: int) -> Tensor:
+    """z^0, ..., z^(count-1) on a new axis before the last: (..., n) -> (..., count, n)."""
+    table = z.new_empty(*z.shape[:-1], count, z.shape[-1])
+    table[..., 0, :] = 1
     filled, ratio = 1, z[..., None, :]
     while filled < count:
         more = min(filled, count - filled)
-        if reverse:
-            known, new = table[..., count - more :, :], table[..., count - filled - more : count - filled, :]
-        else:
-            known, new = table[..., :more, :], table[..., filled : filled + more, :]
-        torch.mul(known, ratio.to(table.dtype), out=new)
+        torch.mul(table[..., :more, :], ratio, out=table[..., filled : filled + more, :])
         filled, ratio = 2 * filled, ratio * ratio
     return table
 
@@ -113,7 +106,7 @@ class _PowerSum(torch.autograd.Function):
         fine = powers(z, M)
         coarse = powers(fine[:, -1] * z, -(-length // M))
         rounded = dtype.to_complex()
-        left = (c[:, :, None] * coarse[:, None]).conj().to(rounded).resolve_conj()
+        left = (c[:, :, None] * coarse[:, None]).conj_physical_().to(rounded)
         fine = fine.to(rounded)
         K = real_view(left).reshape(H, -1, 2 * n) @ real_view(fine).mT
         ctx.save_for_backward(c, fine, coarse.to(rounded))
@@ -129,19 +122,19 @@ class _PowerSum(torch.autograd.Function):
         M, A = fine.shape[1], coarse.shape[1]
         # d z^{aM+b} = (aM z^{aM-1}) z^b + z^{aM} (b z^{b-1}); no division by z, which bilinear steps can make 0
         index = torch.arange(M, dtype=grad.dtype, device=grad.device)
-        d_fine = torch.zeros_like(fine)
-        torch.mul(fine[:, :-1], index[1:, None], out=d_fine[:, 1:])
+        table = fine.new_zeros(H, M, 2 * n)  # z^b and its derivative
+        table[..., :n] = fine
+        torch.mul(fine[:, :-1], index[1:, None], out=table[:, 1:, n:])
         d_coarse = torch.zeros_like(coarse)
         torch.mul(coarse[:, :-1], M * fine[:, -1:], out=d_coarse[:, 1:])
         d_coarse *= torch.arange(A, dtype=grad.dtype, device=grad.device)[:, None]
-        table = real_view(torch.cat((fine, d_fine), -1))
-        sums = complex_view(blocks(grad, M).reshape(H, -1, M) @ table).view(H, R, A, 2 * n)
+        sums = complex_view(blocks(grad, M).reshape(H, -1, M) @ real_view(table)).view(H, R, A, 2 * n)
         value, derivative = sums[..., :n], sums[..., n:]
         grad_c = grad_z = None
         if ctx.needs_input_grad[1]:
             grad_c = (coarse[:, None] * value).sum(2).conj().to(c.dtype)
         if ctx.needs_input_grad[0]:
-            slope = (d_coarse[:, None] * value + coarse[:, None] * derivative).sum(2)
+            slope = torch.addcmul(d_coarse[:, None] * value, coarse[:, None], derivative).sum(2)
             grad_z = (c * slope).sum(1).conj()
         return grad_z, grad_c, None, None
 

@@ -42,8 +42,7 @@ def long_conv(
     with torch.autocast(u.device.type, enabled=False):
         wide = torch.float64 if torch.float64 in (u.dtype, k.dtype) else torch.float32
         causal = k[:, :L].to(wide)
-        if D is not None:
-            causal = torch.cat([causal[:, :1] + D.to(wide).unsqueeze(-1), causal[:, 1:]], dim=-1)
+        skip = causal.new_zeros(H) if D is None else D.to(wide)
         anticausal = causal.new_zeros(H, 0)  # lags -1, -2, ...
         if k_reverse is not None:
             anticausal = k_reverse[:, : L - reverse_offset].to(wide)
@@ -51,12 +50,12 @@ def long_conv(
                 causal = torch.cat([causal[:, :1] + anticausal[:, :1], causal[:, 1:]], dim=-1)
                 anticausal = anticausal[:, 1:]
         if chosen == "reference":
-            return _direct(u.to(wide), causal, anticausal).to(u.dtype)
+            return (_direct(u.to(wide), causal, anticausal) + skip.unsqueeze(-1) * u).to(u.dtype)
         n = _fft_size(L + max(causal.shape[-1] - 1, anticausal.shape[-1]))
         if k_reverse is not None:
             gap = causal.new_zeros(H, n - causal.shape[-1] - anticausal.shape[-1])
             causal = torch.cat([causal, gap, anticausal.flip(-1)], dim=-1)
-        y: Tensor = _CircularConv.apply(u, causal, n)
+        y: Tensor = _CircularConv.apply(u, causal, skip, n)
         return y
 
 
@@ -116,17 +115,20 @@ def _blocks(u: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _CircularConv(torch.autograd.Function):
-    """u (batch, H, L) convolved with kernel (H, M <= n) at circular size n, cut to L; at that n nothing wraps."""
+    """u (batch, H, L) convolved with kernel (H, M <= n) at circular size n, cut to L; at that n nothing wraps.
+
+    The skip (H,) counts as a tap of lag 0, which adds the same to every frequency.
+    """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, kernel: Tensor, n: int) -> Tensor:
-        spectrum = torch.fft.rfft(kernel, n=n)
+    def forward(ctx: Any, u: Tensor, kernel: Tensor, skip: Tensor, n: int) -> Tensor:
+        spectrum = torch.fft.rfft(kernel, n=n).add_(skip.unsqueeze(-1))
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         saved = []
         for b, h in _blocks(u):
             U = torch.fft.rfft(u[b, h].to(kernel.dtype), n=n)
             y[b, h] = torch.fft.irfft(U * spectrum[h], n=n)[..., : u.shape[-1]]
-            if ctx.needs_input_grad[1]:
+            if any(ctx.needs_input_grad[1:3]):
                 saved.append(U)
         ctx.save_for_backward(spectrum, *saved)
         ctx.n, ctx.taps, ctx.dtype = n, kernel.shape[-1], kernel.dtype
@@ -135,9 +137,10 @@ class _CircularConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         spectrum, *saved = ctx.saved_tensors
-        needs_u, needs_kernel, _ = ctx.needs_input_grad
+        needs_u = ctx.needs_input_grad[0]
+        needs_kernel = any(ctx.needs_input_grad[1:3])
         grad_u = None
         if needs_u:  # lies in memory as u does: elementwise steps before this one are slow where the two differ
             batch, H, L = grad.shape
@@ -153,10 +156,10 @@ class _CircularConv(torch.autograd.Function):
             if grad_u is not None:
                 # conj(conj(G) K) is the spectrum of grad correlated with the kernel.
                 grad_u[b, h] = torch.fft.irfft((G * spectrum[h]).conj_physical_(), n=ctx.n)[..., : grad.shape[-1]]
-        grad_kernel = None
-        if total is not None:
-            grad_kernel = torch.fft.irfft(total.conj_physical_(), n=ctx.n)[..., : ctx.taps]
-        return grad_u, grad_kernel, None
+        if total is None:
+            return grad_u, None, None, None
+        grad_kernel = torch.fft.irfft(total.conj_physical_(), n=ctx.n)[..., : ctx.taps]
+        return grad_u, grad_kernel, grad_kernel[:, 0], None
 
 
 def sgconv_kernel(
@@ -192,11 +195,18 @@ def _norm(x: Tensor, dim: int) -> Tensor:
 def _segments(W: Tensor, multiplier: float, backend: str) -> Tensor:
     """The stretched and scaled segments in a row, (H, d 2^(S - 1))."""
     S = W.shape[0]
-    stretch = _stretch_by_gather if backend == "reference" else _stretch_by_bands
-    return torch.cat([multiplier ** (S - 1 - i) * stretch(W[i], 2 ** max(0, i - 1)) for i in range(S)], dim=-1)
+    factors = [2 ** max(0, i - 1) for i in range(S)]
+    scales = [multiplier ** (S - 1 - i) for i in range(S)]
+    if backend == "reference":
+        return torch.cat([c * _stretched(w, f) for w, f, c in zip(W, factors, scales, strict=True)], dim=-1)
+    # One product each: (previous, own, next) tap against their weights at the places around a tap.
+    ends = torch.nn.functional.pad(W, (1, 1), mode="replicate")
+    taps = torch.stack([ends[..., :-2], W, ends[..., 2:]], dim=-1).unbind(0)
+    weights = [c * _hat(f, W) for f, c in zip(factors, scales, strict=True)]
+    return torch.cat([(t @ w).flatten(-2) for t, w in zip(taps, weights, strict=True)], dim=-1)
 
 
-def _stretch_by_gather(w: Tensor, factor: int) -> Tensor:
+def _stretched(w: Tensor, factor: int) -> Tensor:
     """w (H, d) at (j + 1/2) / factor - 1/2 for j < d factor, linear between its two neighbours, clamped at the ends."""
     d = w.shape[-1]
     position = ((torch.arange(d * factor, device=w.device, dtype=w.dtype) + 0.5) / factor - 0.5).clamp(0, d - 1)
@@ -205,9 +215,7 @@ def _stretch_by_gather(w: Tensor, factor: int) -> Tensor:
     return torch.lerp(w[:, left], w[:, right], position - left)
 
 
-def _stretch_by_bands(w: Tensor, factor: int) -> Tensor:
-    """The same as one product: (previous, own, next) tap against their weights at the `factor` places around a tap."""
-    place = (torch.arange(factor, device=w.device, dtype=w.dtype) + 0.5) / factor - 0.5
-    weights = torch.stack([(-place).clamp(min=0), 1 - place.abs(), place.clamp(min=0)])
-    taps = torch.stack([torch.cat([w[:, :1], w[:, :-1]], -1), w, torch.cat([w[:, 1:], w[:, -1:]], -1)], dim=-1)
-    return (taps @ weights).flatten(-2)
+def _hat(factor: int, like: Tensor) -> Tensor:
+    """(3, factor): the weights of the previous, own and next tap at the `factor` places around a tap."""
+    place = (torch.arange(factor, device=like.device, dtype=like.dtype) + 0.5) / factor - 0.5
+    return (1 - (torch.arange(-1, 2, device=like.device)[:, None] - place).abs()).clamp(min=0)
