@@ -114,6 +114,17 @@
     number.title = `${number.value}\n${place}`;
   }
 
+  // A frame that scrolls can be scrolled by the keyboard too.
+  function reach(frame) {
+    const scrolls = frame.scrollWidth > frame.clientWidth;
+    for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", frame.querySelector("caption").textContent]]) {
+      if (scrolls) frame.setAttribute(name, value);
+      else frame.removeAttribute(name);
+    }
+  }
+
   document.querySelectorAll("table[data-facets]").forEach(equip);
+  const watch = new ResizeObserver((entries) => entries.forEach((entry) => reach(entry.target)));
+  document.querySelectorAll(".ns-frame").forEach((frame) => watch.observe(frame));
   document.addEventListener("pointerover", tell);
 })();

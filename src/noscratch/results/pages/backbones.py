@@ -116,7 +116,7 @@ def _detail(evidence: Evidence, backbone: str) -> Page:
     groups = [group for group in evidence.groups if group[2] == backbone]
     if any(group[0] == "smoke" for group in groups):
         page.add(smoke_note())
-    page.add(group_table(evidence, groups, "../", "Every group of its runs", without="Backbone"))
+    page.add(group_table(evidence, groups, "../", "Every group of its runs", without=["Backbone"]))
     _size(page, evidence, backbone)
     performance.of_backbone(page, evidence, family)
     numerics.of_backbone(page, evidence, family)

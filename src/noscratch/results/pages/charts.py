@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, each with a title and a description; the style sheet colours them.
+"""Small charts as inline SVG, each told in its label; the style sheet colours them.
 
 Series differ by dash and marker as well as by colour. Coordinates are rounded to a tenth: equal data, equal bytes.
 A chart of smoke runs says across its middle that it is a draft.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import NamedTuple
 
 from noscratch.results.pages.markup import Html, join, slug, tag
@@ -17,7 +16,7 @@ from noscratch.results.pages.numbers import PERCENT, number, of_metric, shown, s
 
 Points = Sequence[tuple[float, float]]
 # A curve longer than this is thinned to it for the eye; the download has every point.
-MOST_POINTS = 40
+MOST_POINTS = 32
 # With more points than this only the last has its marker.
 MARKED_POINTS = 8
 # So many styles of series there are.
@@ -288,9 +287,8 @@ def _frame(across: Scale, down: Scale, x_words: Sequence[str], y_words: Sequence
     )
     return [
         tag("path", d=grid, class_="ns-grid"),
-        tag("g", *y_labels, text_anchor="end"),
+        tag("g", *y_labels),
         *x_labels,
-        _line(left, floor, right, floor, "ns-axis"),
         _label((left + right) / 2, floor + 34, x_label, "middle"),
     ]
 
@@ -303,8 +301,10 @@ def _columns(across: Scale, words: Sequence[str], top: float, floor: float) -> l
 
 
 def _curve(index: int, across: Scale, down: Scale, pieces: Sequence[Points]) -> list[Html]:
-    paths = ("M" + "L".join(_at(across(x), down(y)) for x, y in piece) for piece in pieces)
-    return [tag("path", d="".join(paths), class_=f"ns-series ns-series--{index % STYLES}")]
+    # Of a long curve whole pixels are enough.
+    digits = 1 if max(map(len, pieces)) <= MARKED_POINTS else 0
+    paths = ("M" + "L".join(_at(across(x), down(y), digits) for x, y in piece) for piece in pieces)
+    return [tag("path", d="".join(paths), class_=f"ns-series--{index % STYLES}")]
 
 
 def _markers(index: int, across: Scale, down: Scale, points: Points) -> list[Html]:
@@ -350,20 +350,9 @@ def _figure(
     title: str, description: str, height: float, parts: Sequence[Html], names: Iterable[object], draft: bool
 ) -> Html:
     """The chart with its title, and a key for every series (a name, or an element of its own)."""
-    mark = "c" + sha256(f"{title}{description}".encode()).hexdigest()[:8]
-    head = join([tag("title", title, id=f"{mark}t"), tag("desc", description, id=f"{mark}d")])
-    water = _label(WIDTH / 2, height / 2, "smoke: not evidence", "middle", "ns-draft")
-    picture = tag(
-        "svg",
-        head,
-        water if draft else "",
-        *parts,
-        viewBox=f"0 0 {WIDTH:g} {height:g}",
-        role="img",
-        text_anchor="middle",
-        aria_labelledby=f"{mark}t {mark}d",
-        class_="ns-svg",
-    )
+    water = _label(WIDTH / 2, height / 2, "smoke: not evidence", "middle", "ns-draft") if draft else ""
+    told = f"{title}. {description}"
+    picture = tag("svg", water, *parts, viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", aria_label=told)
     keys = [
         name if isinstance(name, Html) else tag("span", name, class_=f"ns-key ns-key--{index % STYLES}")
         for index, name in enumerate(names)
@@ -373,7 +362,7 @@ def _figure(
 
 
 def _marker(index: int, x: float, y: float, hollow: bool = False) -> Html:
-    style = f"ns-marker ns-marker--{index % STYLES}" + (" ns-marker--hollow" if hollow else "")
+    style = f"ns-marker--{index % STYLES}" + (" ns-marker--hollow" if hollow else "")
     shape = index % 3
     if shape == 0:
         return tag("circle", cx=_short(x), cy=_short(y), r=3.4 if index == 0 else 2.8, class_=style)
@@ -391,10 +380,10 @@ def _label(x: float, y: float, words: str, anchor: str, style: str | None = None
     return tag("text", words, x=_short(x), y=_short(y), text_anchor=inherited, class_=style)
 
 
-def _at(x: float, y: float) -> str:
-    return f"{_short(x)} {_short(y)}"
+def _at(x: float, y: float, digits: int = 1) -> str:
+    return f"{_short(x, digits)} {_short(y, digits)}"
 
 
-def _short(x: float) -> str:
+def _short(x: float, digits: int = 1) -> str:
     """A coordinate to a tenth: 52 or 70.6."""
-    return f"{x:.1f}".removesuffix(".0")
+    return f"{x:.{digits}f}".removesuffix(".0")

@@ -50,14 +50,17 @@ def _pareto(page: Page, evidence: Evidence, tier: str) -> None:
     figures, rows = [], []
     for task in sorted({group[1] for group in evidence.scores if group[0] == tier}):
         series: dict[str, list[tuple[float, charts.Interval, str]]] = {}
+        points: dict[tuple[float, float], tuple[Group, list[dict[str, Any]]]] = {}
         for group in (group for group in evidence.scores if group[:2] == (tier, task)):
             spent = _compute(evidence, group)
             total = sum(float(row["flops"]) for row in spent)
             if not total:
                 continue
             name = f"{group[2]}, {group[3]}"
-            series.setdefault(group[3], []).append((total, interval(summarize(evidence.scores[group])), name))
-            rows.append(_point(evidence, group, spent))
+            score = interval(summarize(evidence.scores[group]))
+            series.setdefault(group[3], []).append((total, score, name))
+            points[total, score.mean] = group, spent
+        rows += [_point(evidence, *points[place]) for place in charts.pareto(points)]
         if series:
             metric = next(scores[0].metric for group, scores in evidence.scores.items() if group[:2] == (tier, task))
             figures.append(charts.cost_chart(task, metric, series, tier == "smoke"))
@@ -74,8 +77,9 @@ def _pareto(page: Page, evidence: Evidence, tier: str) -> None:
         Column("Self-pretraining", sort="number"),
         Column("Fine-tuning", sort="number"),
     ]
-    text = table(columns, rows, "Score and training compute of the first seed", ["task", "backbone", "protocol"])
-    page.add(tag("div", *figures, class_="ns-figures"), details("The figures as text", text))
+    caption = "What lies on the front, with the training compute of its first seed"
+    text = table(columns, rows, caption, ["task", "backbone", "protocol"])
+    page.add(tag("div", *figures, class_="ns-figures"), details("The fronts as text", text))
 
 
 def _compute(evidence: Evidence, group: Group) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from html import escape, unescape
+from html import escape
 
 # Elements of SVG that close themselves when they are empty.
 SHAPES = ("circle", "line", "path", "rect")
@@ -65,7 +65,7 @@ def code(value: object) -> Html:
 
 def prose(value: object) -> str:
     """Untrusted text for a Markdown line: HTML and Markdown both escaped."""
-    return re.sub(r"([\\`*_{}\[\]()#+.!|-])", r"\\\1", " ".join(escape(str(value)).split()))
+    return re.sub(r"([\\`*_{}\[\]()#+.!-])", r"\\\1", " ".join(escape(str(value)).split()))
 
 
 def slug(name: str) -> str:
@@ -139,9 +139,7 @@ def smoke_note() -> Html:
 
 
 def tier_badge(tier: str) -> Html:
-    return tag(
-        "span", tier, class_=f"ns-tier ns-tier--{slug(tier)}", title=SMOKE if tier == "smoke" else f"tier {tier}"
-    )
+    return tag("span", tier, class_=f"ns-tier ns-tier--{slug(tier)}", title=SMOKE if tier == "smoke" else None)
 
 
 def chip(state: str) -> Html:
@@ -185,12 +183,20 @@ class Row:
 
 
 def table(
-    columns: Sequence[Column | str], rows: Iterable[Sequence[object] | Row], caption: object, facets: Sequence[str] = ()
+    columns: Sequence[Column | str],
+    rows: Iterable[Sequence[object] | Row],
+    caption: object,
+    facets: Sequence[str] = (),
+    named: bool = False,
 ) -> Html:
-    """A table in a scrolling frame. With `facets` the page's script adds selectors, a search field and sorting."""
+    """A table in a frame that scrolls, left out of the search. Where `named`, the first cell is the name of its row.
+
+    With `facets` the page's script adds selectors, a search field and sorting.
+    """
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     top = tag("tr", *(tag("th", head.label, scope="col", data_sort=head.sort if facets else None) for head in heads))
-    lines = join((_row(row if isinstance(row, Row) else Row(row, {}), len(heads), facets) for row in rows), "\n")
+    given = (row if isinstance(row, Row) else Row(row, {}) for row in rows)
+    lines = join((_row(row, len(heads), facets, named) for row in given), "\n")
     sheet = tag(
         "table",
         tag("caption", caption),
@@ -199,15 +205,17 @@ def table(
         class_="ns-table",
         data_facets=" ".join(facets) or None,
     )
-    label = unescape(re.sub(r"<[^>]*>", "", text(caption)))
-    return tag("div", sheet, class_="ns-frame", tabindex="0", role="region", aria_label=label)
+    return tag("div", sheet, class_="ns-frame", data_search_exclude=True)
 
 
-def _row(row: Row, width: int, facets: Sequence[str]) -> Html:
+def _row(row: Row, width: int, facets: Sequence[str], named: bool) -> Html:
     assert len(row.cells) == width, row
-    cells = (each if isinstance(each, Cell) else Cell(each) for each in row.cells)
+    cells = [each if isinstance(each, Cell) else Cell(each) for each in row.cells]
     values = json.dumps([row.facets[name] for name in facets], separators=(",", ":")) if facets else None
-    return tag("tr", *(tag("td", c.content, data_key=c.key, class_=c.kind) for c in cells), data_values=values)
+    parts = [tag("td", cell.content, data_key=cell.key, class_=cell.kind) for cell in cells]
+    if named:
+        parts[0] = tag("th", cells[0].content, scope="row")
+    return tag("tr", *parts, data_values=values)
 
 
 def details(summary: object, *children: object) -> Html:

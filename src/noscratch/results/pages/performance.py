@@ -270,13 +270,13 @@ def log_table(measured: Measurement, caption: object, series: Mapping[str, Rows]
     for length in sorted({row["length"] for rows in series.values() for row in rows}):
         found = (of.get(length) for of in by_length.values())
         cells = ("" if row is None else shown(measured.at(row, column), form, _quotient(row, column)) for row in found)
-        lines.append([words(number(length)), *cells])
+        lines.append([number(length), *cells])
     slopes: list[object] = []
     for rows in series.values():
         exponent = charts.slope([(float(row["length"]), _quotient(row, column)) for row in rows])
         address = measured.exponent_at(rows, "length", column)
         slopes.append("" if exponent is None else shown(address, "fixed", exponent))
-    return table(["Length", *series], [*lines, ["slope", *slopes]], caption)
+    return table(["Length", *series], [*lines, ["slope", *slopes]], caption, named=True)
 
 
 def _quotient(row: Mapping[str, Any], column: str) -> float:

@@ -46,4 +46,4 @@ def _table(measured: Measurement, weights: str, heads: Mapping[str, list[Mapping
         ]
         for p in positions
     ]
-    return table(["Position", *heads], lines, words(f"Impulse response, {weights}, at powers of two"))
+    return table(["Position", *heads], lines, words(f"Impulse response, {weights}, at powers of two"), named=True)

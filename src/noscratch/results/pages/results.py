@@ -1,4 +1,4 @@
-"""The results page: tasks across, backbones and protocols down, tier by tier; and self-pretraining against scratch."""
+"""The results page: tasks across, backbones and protocols down, tier by tier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from noscratch.results.pages.markup import (
     Row,
     backbone_page,
     chip,
-    details,
     join,
     link,
     smoke_note,
@@ -24,13 +23,8 @@ from noscratch.results.pages.markup import (
 from noscratch.results.pages.numbers import words
 from noscratch.results.pages.scores import (
     FEW_SEEDS,
-    gain_of,
-    gain_words,
     group_page,
-    hatched,
     mean_of,
-    pair_figure,
-    pairs,
 )
 
 
@@ -44,7 +38,8 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         " t interval, number of seeds. Hatched: fewer than ",
         words(FEW_SEEDS),
         " seeds. Every number leads to its runs; hold the pointer over one to see it to the last digit, and where it "
-        "is stored. What did not finish is among the ",
+        "is stored. The page of a task sets self-pretraining "
+        "against scratch; what did not finish is among the ",
         link("failures.html", "failures"),
         ".",
     )
@@ -53,7 +48,6 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         if tier == "smoke":
             page.add(smoke_note())
         page.add(_matrix(evidence, tier), *_without_score(evidence, tier))
-        gains(page, evidence, tier)
     yield page
 
 
@@ -91,28 +85,3 @@ def _without_score(evidence: Evidence, tier: str) -> list[Html]:
         return []
     each = (join([link(task_page(task), task), *map(chip, sorted(of))], " ") for task, of in sorted(states.items()))
     return [tag("p", "No score at this tier: ", join(each, ", "), ".", class_="ns-tight")]
-
-
-def gains(page: Page, evidence: Evidence, tier: str, task: str = "", up: str = "") -> None:
-    """Self-pretraining against scratch, seed by seed: a figure for each protocol and task, and the differences."""
-    found = list(pairs(evidence, (group for group in evidence.groups if group[0] == tier and task in ("", group[1]))))
-    if not found:
-        return
-    page.heading("Self-pretraining against scratch", 3)
-    figures = []
-    for name, protocol in dict.fromkeys((group[1], group[3]) for group, _ in found):
-        rows = [(group[2], base, group) for group, base in found if group[1::2] == (name, protocol)]
-        figures.append(pair_figure(evidence, f"{name}, {protocol}", rows))
-    lines = []
-    for group, base in found:
-        if s := gain_of(evidence, group, base):
-            cells = (
-                link(up + task_page(group[1]), group[1]),
-                link(up + backbone_page(group[2]), group[2]),
-                link(up + group_page(group), group[3]),
-                Cell(gain_words(evidence, group, base, s), kind=hatched(s.n)),
-            )
-            lines.append(cells)
-    columns = ["Task", "Backbone", "Protocol", "Difference to scratch"]
-    text = table(columns, lines, "Test score less that of scratch, paired over the seeds that both have")
-    page.add(tag("div", *figures, class_="ns-figures"), details("The differences as text", text))

@@ -33,7 +33,7 @@ from noscratch.results.pages.scores import group_page, mean_of, scored
 
 PHASE_TITLES = {"pretrain": "Self-pretraining", "finetune": "Fine-tuning"}
 # The rows of the table under a curve; the download has every point.
-TABLE_ROWS = 6
+TABLE_ROWS = 4
 # What provenance says of where a run ran; the rest of it is telemetry.
 ENVIRONMENT = ("device", "processor", "platform", "python", "commit", "dirty", "started")
 
@@ -67,11 +67,13 @@ def _group(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Page:
         page.add(note(tag("strong", state), ": ", words(reason or "no reason was recorded"), kind="bad"))
     if tier == "smoke":
         page.add(smoke_note())
-    page.add(_seeds(evidence, group, runs))
+    page.add(under(at("results", *group) + "/", _seeds(evidence, group, runs), _metrics(group, runs)))
     told: dict[str, str] = {}
     for phase in PHASES:
         if having := [run for run in runs if phase in run.records]:
             told = _phase(page, group, phase, having, told)
+    page.heading("Provenance")
+    page.add(*_provenance(runs))
     page.heading("Redo it")
     page.say("The same command on the same plan gives the same bytes on the same kind of machine.")
     page.command("\n".join(f"noscratch run {record['address']}" for run in runs for record in run.records.values()))
@@ -89,7 +91,7 @@ def _seeds(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Html:
         base = at("results", *group, seed, "finetune", "test", row.get("metric", ""))
         value = row.get("value")
         cells = [
-            tag("span", f"seed {seed}", id=f"seed-{seed}", class_="ns-words"),
+            tag("span", f"seed {seed}", id=f"seed-{seed}"),
             chip(run.state),
             "" if value is None else shown(f"{base}/value", of_metric(row["metric"]), value),
         ]
@@ -98,7 +100,32 @@ def _seeds(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Html:
             cells.append("" if row.get(name) is None else shown(f"{base}/{name}", form, row[name]))
         rows.append(cells)
     columns = ["Run", "State", "Test score", "Examples", "Step kept", "Steps", "Parameters", "Tokens", "Compute"]
-    return under(at("results", *group) + "/", table(columns, rows, "One run a seed; nothing else differs"))
+    return table(columns, rows, "One run a seed; nothing else differs", named=True)
+
+
+def _metrics(group: Group, runs: Sequence[Run]) -> Html:
+    """Every metric of every phase and split."""
+    places = [
+        (phase, run.cell.seed, split, name, value)
+        for run in runs
+        for phase, record in run.records.items()
+        for split, values in (record["result"] or {}).get("metrics", {}).items()
+        for name, value in sorted(values.items())
+    ]
+    if not places:
+        return Html("")
+    found = {(phase, seed, split, name): value for phase, seed, split, name, value in places}
+    names = sorted({(PHASES.index(phase), split, name) for phase, _, split, name, _ in places})
+    rows: list[list[object]] = []
+    for seed in dict.fromkeys(seed for _, seed, *_ in places):
+        cells: list[object] = [f"seed {seed}"]
+        for index, split, name in names:
+            value = found.get((PHASES[index], seed, split, name))
+            address = at("results", *group, seed, PHASES[index], split, name, "value")
+            cells.append("" if value is None else shown(address, of_metric(name), value))
+        rows.append(cells)
+    heads = (f"{split} {name}" + (", pretraining" if index == 0 else "") for index, split, name in names)
+    return table(["Run", *heads], rows, "Every metric at the checkpoint kept", named=True)
 
 
 def _phase(page: Page, group: Group, phase: str, runs: Sequence[Run], told: Mapping[str, str]) -> dict[str, str]:
@@ -108,28 +135,13 @@ def _phase(page: Page, group: Group, phase: str, runs: Sequence[Run], told: Mapp
     if results:
         rules = sorted({result["selection"]["rule"] for result in results.values()})
         page.say("Checkpoint kept: ", words("; ".join(rules)), ".")
-        page.add(_metrics(group, phase, results), *_curves(group, phase, runs))
+        page.add(*_curves(group, phase, runs))
     settings = _settings([run.records[phase]["settings"] for run in runs])
     new = {name: value for name, value in settings.items() if told.get(name) != value}
     title = "Settings that differ from self-pretraining" if told else "Settings"
     page.add(details(title, listing(f"{name} = {value}" for name, value in new.items())))
-    page.add(details("Provenance: addresses, code, records", *_provenance(runs, phase)))
     page.add(*(_environment(run, phase) for run in runs if phase in run.provenance))
     return settings
-
-
-def _metrics(group: Group, phase: str, results: Mapping[int, Mapping[str, Any]]) -> Html:
-    names = sorted({(s, m) for result in results.values() for s, of in result["metrics"].items() for m in of})
-    rows = []
-    for seed, result in results.items():
-        values = [(split, name, result["metrics"].get(split, {}).get(name)) for split, name in names]
-        cells = (
-            "" if v is None else shown(at("results", *group, seed, phase, split, name, "value"), of_metric(name), v)
-            for split, name, v in values
-        )
-        rows.append([words(f"seed {seed}"), *cells])
-    columns = ["Run", *(f"{split} {name}" for split, name in names)]
-    return under(at("results", *group) + "/", table(columns, rows, "Every metric at the checkpoint kept"))
 
 
 def _curves(group: Group, phase: str, runs: Sequence[Run]) -> list[Html]:
@@ -151,28 +163,30 @@ def _curves(group: Group, phase: str, runs: Sequence[Run]) -> list[Html]:
         )
         for metric in metrics
     ]
-    tables = [_curve_table(group, phase, metric, points[metric]) for metric in metrics]
-    return [
-        tag("div", *pictures, class_="ns-figures"),
-        details("The curves as text", under(at("curves", *group) + "/", *tables)),
-    ]
+    text = under(at("curves", *group) + "/", _curve_table(group, phase, points))
+    return [tag("div", *pictures, class_="ns-figures"), details("The curves as text", text)]
 
 
 def _curve_table(
-    group: Group, phase: str, metric: str, splits: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
+    group: Group, phase: str, points: Mapping[str, Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]]
 ) -> Html:
-    series = {(split, seed): dict(p) for split, seeds in splits.items() for seed, p in seeds.items()}
-    steps = sorted({step for points in series.values() for step in points})
+    """Metric -> split -> seed -> curve, at some of the steps."""
+    series = {
+        (metric, split, seed): dict(curve)
+        for metric, splits in points.items()
+        for split, seeds in splits.items()
+        for seed, curve in seeds.items()
+    }
+    steps = sorted({step for curve in series.values() for step in curve})
     rows = []
     for step, _ in charts.thin([(step, 0.0) for step in steps], TABLE_ROWS):
-        cells = (
-            shown(at("curves", *group, seed, phase, int(step), split, metric), of_metric(metric), of[step])
-            if step in of
-            else ""
-            for (split, seed), of in series.items()
-        )
-        rows.append([words(int(step)), *cells])
-    return table(["Step", *(f"{split}, seed {seed}" for split, seed in series)], rows, f"{metric}, some of the steps")
+        cells: list[object] = [int(step)]
+        for (metric, split, seed), curve in series.items():
+            address = at("curves", *group, seed, phase, int(step), split, metric)
+            cells.append(shown(address, of_metric(metric), curve[step]) if step in curve else "")
+        rows.append(cells)
+    heads = (f"{metric}, {split}, seed {seed}" for metric, split, seed in series)
+    return table(["Step", *heads], rows, "Some of the steps; the download has all", named=True)
 
 
 def _settings(every: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -202,29 +216,29 @@ def _plain(value: Any) -> str:
     return str(value) if not isinstance(value, Mapping) else "none"
 
 
-def _provenance(runs: Sequence[Run], phase: str) -> list[Html]:
+def _provenance(runs: Sequence[Run]) -> list[Html]:
     """Each record by its address and sha256: it lists what the run read and every file that it wrote, with theirs."""
-    records = [run.records[phase] for run in runs]
+    every = [(run, phase, record) for run in runs for phase, record in run.records.items()]
+    records = [record for *_, record in every]
     backends = sorted({f"{k}: {v}" for r in records for k, v in ((r["result"] or {}).get("kernels") or {}).items()})
     about = facts(
         [
             ("Code digest", join((short(digest) for digest in sorted({r["code"] for r in records})), ", ")),
             ("Kernel backends", words(", ".join(backends) or "none")),
-            ("Modules", words(", ".join(sorted({module for r in records for module in r["modules"]})))),
-            ("Records", code(f"{runs[0].folder.rpartition('/')[0]}/seed*/{phase}/record.json")),
+            ("Records", code(f"{runs[0].folder.rpartition('/')[0]}/seed*/*/record.json")),
         ]
     )
     rows = [
         (
-            words(f"seed {run.cell.seed}"),
+            f"seed {run.cell.seed}, {phase}",
             code(record["address"]),
             join((join([f"{role} ", code(need)]) for role, need in sorted(record["needs"].items())), ", ") or "nothing",
             tag("code", run.digests[phase], class_="ns-digest"),
         )
-        for run, record in zip(runs, records, strict=True)
+        for run, phase, record in every
     ]
     caption = "Each record lists what the run read and every file that it wrote, with their sha256"
-    return [about, table(["Run", "Address", "Needs", "sha256 of its record"], rows, caption)]
+    return [about, table(["Run", "Address", "Needs", "sha256 of its record"], rows, caption, named=True)]
 
 
 def _environment(run: Run, phase: str) -> Html:

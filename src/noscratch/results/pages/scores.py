@@ -8,9 +8,7 @@ from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence, Group, Run, Summary, gain, summarize
 from noscratch.results.pages.markup import (
     Cell,
-    Column,
     Html,
-    Row,
     backbone_page,
     chip,
     join,
@@ -76,14 +74,12 @@ def interval(s: Summary) -> charts.Interval:
 
 
 def group_table(
-    evidence: Evidence, groups: Sequence[Group], up: str, caption: str, without: str = "", tools: bool = False
+    evidence: Evidence, groups: Sequence[Group], up: str, caption: str, without: Sequence[str] = ()
 ) -> Html:
     """One row per (tier, task, backbone, protocol): the score with all that belongs to it, and its runs.
 
-    `without` leaves out the column that the page is about; `tools` adds filters.
+    `without` leaves out the columns that the page is about.
     """
-    facets = [name for name in ("tier", "task", "backbone", "protocol", "state") if name.title() != without]
-    columns: list[Column | str] = ["Tier", "Task", "Backbone", "Protocol", Column("Test score", sort="number"), "Runs"]
     rows = []
     for group in groups:
         tier, task, backbone, protocol = group
@@ -96,21 +92,17 @@ def group_table(
             "Test score": mean_of(evidence, group),
             "Runs": Cell(_seeds(group, runs, up), kind="ns-runs"),
         }
-        cells.pop(without, None)
-        values = {"tier": [tier], "task": [task], "backbone": [backbone], "protocol": [protocol]}
-        rows.append(Row(list(cells.values()), values | {"state": sorted({run.state for run in runs})}))
-    kept = [column for column in columns if column != without]
-    return table(kept, rows, caption, facets if tools else [])
+        rows.append([cell for name, cell in cells.items() if name not in without])
+    columns = [name for name in ("Tier", "Task", "Backbone", "Protocol", "Test score", "Runs") if name not in without]
+    return table(columns, rows, caption)
 
 
 def _seeds(group: Group, runs: Sequence[Run], up: str) -> Html:
-    """The runs of a group by their seeds; one that did not finish says so."""
-    parts: list[object] = [link(up + group_page(group), "seeds" if len(runs) > 1 else "seed")]
+    """The page of a group's runs, with their seeds; one that did not finish says so."""
+    names: list[object] = []
     for run in runs:
-        parts.append(link(f"{up}{group_page(group)}#seed-{run.cell.seed}", run.cell.seed))
-        if run.state != "done":
-            parts.append(chip(run.state))
-    return join(parts, " ")
+        names.append(run.cell.seed if run.state == "done" else join([run.cell.seed, chip(run.state)], " "))
+    return link(up + group_page(group), "seeds " if len(runs) > 1 else "seed ", join(names, ", "))
 
 
 def pairs(evidence: Evidence, groups: Iterable[Group]) -> Iterator[tuple[Group, Group]]:

@@ -12,8 +12,10 @@ from noscratch.results.pages.markup import (
     Cell,
     Html,
     Page,
+    backbone_page,
     chip,
     code,
+    details,
     facts,
     join,
     link,
@@ -27,8 +29,16 @@ from noscratch.results.pages.markup import (
     task_page,
 )
 from noscratch.results.pages.numbers import at, inside, shown, words
-from noscratch.results.pages.results import gains
-from noscratch.results.pages.scores import group_table, interval
+from noscratch.results.pages.scores import (
+    gain_of,
+    gain_words,
+    group_page,
+    group_table,
+    hatched,
+    interval,
+    pair_figure,
+    pairs,
+)
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -143,8 +153,32 @@ def _results(page: Page, evidence: Evidence, task: str) -> None:
             page.add(smoke_note())
         mine = [group for group in groups if group[0] == tier]
         page.add(*_figure(evidence, tier, mine))
-        page.add(group_table(evidence, mine, "../", f"Tier {tier}: every group of runs", without="Task"))
-        gains(page, evidence, tier, task, "../")
+        page.add(group_table(evidence, mine, "../", f"Tier {tier}: every group of runs", without=["Tier", "Task"]))
+        _gains(page, evidence, tier, task)
+
+
+def _gains(page: Page, evidence: Evidence, tier: str, task: str) -> None:
+    """Self-pretraining against scratch on a task, seed by seed: a figure for each protocol, and the differences."""
+    found = list(pairs(evidence, (group for group in evidence.groups if group[:2] == (tier, task))))
+    if not found:
+        return
+    page.heading("Self-pretraining against scratch", 3)
+    figures = []
+    for protocol in dict.fromkeys(group[3] for group, _ in found):
+        rows = [(group[2], base, group) for group, base in found if group[3] == protocol]
+        figures.append(pair_figure(evidence, protocol, rows))
+    lines = []
+    for group, base in found:
+        if s := gain_of(evidence, group, base):
+            cells = (
+                link("../" + backbone_page(group[2]), group[2]),
+                link("../" + group_page(group), group[3]),
+                Cell(gain_words(evidence, group, base, s), kind=hatched(s.n)),
+            )
+            lines.append(cells)
+    columns = ["Backbone", "Protocol", "Difference to scratch"]
+    text = table(columns, lines, "Test score less that of scratch, paired over the seeds that both have")
+    page.add(tag("div", *figures, class_="ns-figures"), details("The differences as text", text))
 
 
 def _figure(evidence: Evidence, tier: str, groups: Sequence[Group]) -> list[Html]:
