@@ -6,16 +6,21 @@ import errno
 import hashlib
 import json
 import os
+import pickle
+import random
 import shutil
+import struct
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from noscratch import checkpoint
+import tiny
+from noscratch import checkpoint, train
 from noscratch.checkpoint import CheckpointError
 
 FILES = (checkpoint.STATE, checkpoint.TENSORS)
@@ -91,29 +96,106 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return newest(folder)
 
 
-@given(
-    name=st.sampled_from(FILES),
-    where=st.floats(0, 1, exclude_max=True),
-    what=st.sampled_from(("flip", "cut", "insert", "append")),
-    content=st.binary(min_size=1, max_size=9),
+def mutations(own: bytes, other: bytes, chance: random.Random) -> dict[str, bytes]:
+    """What a disk, a copy or an enemy may make of one of the two files."""
+    at, few = chance.randrange(len(own)), chance.randbytes(chance.randrange(1, 64))
+    return {
+        "a bit flips": own[:at] + bytes([own[at] ^ (1 << chance.randrange(8))]) + own[at + 1 :],
+        "bytes change": own[:at] + few + own[at + len(few) :],
+        "the end is gone": own[:at],
+        "the beginning is gone": own[at + 1 :],
+        "bytes are put in": own[:at] + few + own[at:],
+        "bytes are added": own + few,
+        "a block is zero": own[:at] + bytes(len(own[at : at + 512])) + own[at + 512 :],
+        "all is zero": bytes(len(own)),
+        "it is there twice": own + own,
+        "it is the other file": other,
+        "it is noise": chance.randbytes(at),
+        "its header is a lie": struct.pack("<Q", chance.choice([0, 1, 2**31, 2**63, 2**64 - 1])) + own[8:],
+        "it is a pickle": pickle.dumps(Trap()),
+        "it is a zip": b"PK\x03\x04" + own[4:],
+        "a number is another": own.replace(b"1", b"-1e999", 1),
+    }
+
+
+class Trap:
+    """Unpickling it runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "exec",
+    "compile",
+    "import",
 )
-def test_any_change_is_refused(
-    whole: Path, tmp_path_factory: pytest.TempPathFactory, name: str, where: float, what: str, content: bytes
-) -> None:
-    folder = tmp_path_factory.mktemp("changed") / "step"
+watching: list[str] = []
+seen: list[str] = []
+
+
+def hook(event: str, arguments: tuple[Any, ...]) -> None:
+    """Python tells of every event, until its end: a hook cannot be taken away."""
+    if watching and event in FORBIDDEN:
+        seen.append(f"{event} {arguments}")
+
+
+def refused(whole: Path, folder: Path, times: int, seed: int) -> Counter[str]:
+    """Mutate a checkpoint so often; each is refused with our error, and reading it runs nothing. How often each way."""
+    chance, done = random.Random(seed), Counter[str]()
     shutil.copytree(whole, folder)
-    original = (folder / name).read_bytes()
-    at = int(where * len(original))
-    changed = {
-        "flip": original[:at] + bytes([original[at] ^ (1 + content[0] % 255)]) + original[at + 1 :],
-        "cut": original[:at],
-        "insert": original[:at] + content + original[at:],
-        "append": original + content,
-    }[what]
-    (folder / name).write_bytes(changed)
-    if changed != original:
-        with pytest.raises(CheckpointError):
-            checkpoint.read(folder)
+    originals = {name: (whole / name).read_bytes() for name in FILES}
+    sys.addaudithook(hook)
+    while done.total() < times:
+        name, other = chance.sample(FILES, 2)
+        kind, changed = chance.choice(list(mutations(originals[name], originals[other], chance).items()))
+        if changed == originals[name]:
+            continue
+        (folder / name).write_bytes(changed)
+        watching.append("now")
+        try:
+            with pytest.raises(CheckpointError):
+                checkpoint.read(folder)
+        finally:
+            watching.clear()
+        (folder / name).write_bytes(originals[name])
+        done[kind] += 1
+    assert checkpoint.read(folder).state == checkpoint.read(whole).state
+    assert seen == []
+    return done
+
+
+def test_300_mutated_checkpoints_are_refused(whole: Path, tmp_path: Path) -> None:
+    assert refused(whole, tmp_path / "step", 300, seed=0).keys() == mutations(b"1", b"2", random.Random(0)).keys()
+
+
+def test_the_watch_for_code_sees_it() -> None:
+    sys.addaudithook(hook)
+    watching.append("now")
+    try:
+        pickle.loads(pickle.dumps(Trap()))
+        assert any(event.startswith("os.system") for event in seen)
+    finally:
+        watching.clear()
+        seen.clear()
+
+
+@pytest.mark.slow
+def test_10000_mutated_checkpoints_are_refused(tmp_path: Path) -> None:
+    """Of a real run: model, moments, best weights."""
+    prepared = tiny.write_task(tmp_path / "prepared", metrics=["accuracy"])
+    (tmp_path / "out").mkdir()
+    out, saved, settings = tmp_path / "out", tmp_path / "checkpoints", tiny.settings(evaluate_every=1)
+    with pytest.raises(train.Interrupted):
+        train.run(settings, prepared, out, saved, None, "cpu", stop_after=0.0)
+    done = refused(next(saved.iterdir()), tmp_path / "step", 10_000, seed=1)
+    assert done.total() == 10_000
+    print(dict(done))
 
 
 @pytest.mark.parametrize(

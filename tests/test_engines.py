@@ -148,7 +148,9 @@ def test_a_job_that_fails_says_why(by_dvc: Checkout, tmp_path: Path) -> None:
     assert clone.jobs() == []
 
 
-def test_ctrl_c_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_repro_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path, asked: signal.Signals) -> None:
+    """Ctrl-C comes to the whole group, a scheduler's SIGTERM to the process that it started."""
     checkout = by_dvc.clone(tmp_path / "clone")
     program = "import os, sys; from noscratch.cli import main; sys.argv = ['noscratch', 'repro']; main()"
     process = subprocess.Popen(
@@ -164,8 +166,11 @@ def test_ctrl_c_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path) -> None
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(120) == 130
+    if asked == signal.SIGINT:
+        os.killpg(process.pid, asked)
+    else:
+        process.send_signal(asked)
+    assert process.wait(120) == 128 + asked
     assert not _alive_in(process.pid), "a child goes on"
     checkout.noscratch("gc")  # what the engine killed outright is no result, and swept
     assert not list((checkout.root / "data").glob("store/*")), "a stopped job left something that gc does not know"
@@ -218,7 +223,7 @@ def test_killed_in_mid_run_goes_on(by_dvc: Checkout, tmp_path: Path) -> None:
 def test_a_second_run_at_the_same_time_is_refused(by_dvc: Checkout) -> None:
     import fcntl
 
-    with (by_dvc.root / "data/.lock").open("r+") as lock:
+    with (by_dvc.root / "data/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for done in (by_dvc.noscratch("repro", check=False), by_dvc.snakemake("all", check=False)):
             assert done.returncode == 1

@@ -383,30 +383,6 @@ def test_a_signal_saves_and_stops(
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("phase", "backbone"), [("pretrain", "s4d"), ("finetune", "transformer")], ids=["pretrain", "finetune"]
-)
-def test_killed_at_random_instants_it_ends_with_the_same_bits(tmp_path: Path, phase: str, backbone: str) -> None:
-    # Other metrics import for a second.
-    prepared = tiny.write_task(tmp_path / "prepared", metrics=["accuracy"], pairs=phase == "finetune")
-    settings = (
-        tiny.settings(phase, "masked", backbone, protocol="spt-masked", steps=25)
-        if phase == "pretrain"
-        else tiny.settings(backbone=backbone, steps=25)
-    )
-    result = run(tmp_path, settings, prepared, "whole")
-    job = {"settings": settings, "prepared": str(prepared), "folder": str(tmp_path), "kills": 8, "seed": 0}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, str(Path(__file__).parent / "kill.py"), str(tmp_path / "job.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert len(report["killed_at"]) >= 3, "the run ended before it could be killed"
-    assert report["killed_at"][-1] > 0, "no attempt went on from a checkpoint"
-    assert report["result"] == result
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
-
-
 def test_a_corrupt_checkpoint_costs_time_not_the_result(tmp_path: Path, prepared: Path) -> None:
     settings = tiny.settings(steps=6)
     whole = run(tmp_path, settings, prepared, "whole")

@@ -16,7 +16,7 @@ from noscratch import sources
 from noscratch.plan import Job, Plan
 from noscratch.record import blocked_record
 from noscratch.stages import MIRROR, run_job
-from noscratch.store import Store, as_json
+from noscratch.store import Store, as_json, temporary_in
 
 AVAILABLE = "available"
 AT_ONCE = 4  # downloads that share the line
@@ -96,7 +96,7 @@ def _write(store: Store, states: dict[str, str]) -> dict[str, str]:
     content = as_json(states)
     if not path.is_file() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        temporary = temporary_in(path.parent, path.name)
         temporary.write_bytes(content)
         temporary.replace(path)
     return states

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from noscratch import availability
 from noscratch import status as progress
 from noscratch.audit.commands import COMMANDS
 from noscratch.errors import NoscratchError
-from noscratch.locks import only_run
+from noscratch.locks import descendants, only_run
 from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
@@ -401,15 +402,24 @@ def repro() -> None:
 def _to_its_end(module: str, *arguments: str) -> int:
     """Run a module of the environment and return its exit code.
 
-    Ctrl-C reaches the child too, which winds up its own children: wait for that, or they would go on unseen.
-    (subprocess.run kills the child at once.)
+    Ctrl-C reaches all its children too, which wind up: wait for that, or they would go on unseen. (subprocess.run kills
+    the child at once.) SIGTERM comes to this process alone; it is passed on to all of them as Ctrl-C, which DVC and
+    Snakemake know how to end by.
     """
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+
+    def pass_on(number: int, _: object) -> None:
+        for pid in descendants(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
         return process.wait()
-    except KeyboardInterrupt:
+    finally:
         process.wait()
-        raise
+        signal.signal(signal.SIGTERM, before)
 
 
 def _summary(store: Store, the_plan: Plan) -> None:

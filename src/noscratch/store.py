@@ -15,6 +15,9 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,8 +101,7 @@ class Store:
 
         When another process published the same address meanwhile, its result stands and this one is dropped.
         """
-        temporary = self.folder / f".tmp-{job.name}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = temporary_in(self.folder, job.name)
         temporary.mkdir(parents=True)
         try:
             with full_disk_explained(f"Job {job.name}"):
@@ -118,16 +120,19 @@ class Store:
             if (final / RECORD).is_file():
                 return
             # Only a log or a foreign file can stand there: a record comes with the rename of a whole folder.
-            aside = self.folder / f".tmp-aside-{final.name}-{os.getpid()}"
+            aside = temporary_in(self.folder, f"aside-{final.name}")
             os.rename(final, aside)
             os.rename(temporary, final)
             shutil.rmtree(aside)
         _sync_folder(self.folder)
 
     def leftovers(self) -> list[Path]:
-        """What killed processes left: their temporary files and folders, and final folders without a record."""
+        """What killed processes left: their temporary files and folders, and final folders without a record.
+
+        Whether a process of another host is alive cannot be seen here: what it left is found there.
+        """
         temporary = [*self.folder.glob(".tmp-*"), *self.data.glob(".tmp-*")]
-        found = [path for path in temporary if not _alive(path.name.rpartition("-")[2])]
+        found = [path for path in temporary if _is_left(path.name)]
         found += [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir() and not (path / RECORD).is_file()]
         return sorted(found)
 
@@ -139,8 +144,19 @@ class Store:
         return sorted(path for path in found if path.name not in named)
 
 
-def _alive(pid: str) -> bool:
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
+def temporary_in(folder: Path, stem: str) -> Path:
+    """A name that no other process uses, on this host or on another that shares the disk; it says whose it is."""
+    return folder / f".tmp-{stem}-{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+def _is_left(name: str) -> bool:
+    """Is its maker dead for certain?"""
+    host, _, rest = name.rpartition("-")[2].partition(".")
+    return host == _host() and not Path(f"/proc/{rest.partition('.')[0]}").exists()
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", platform.node())
 
 
 def _seal(folder: Path) -> None:
@@ -226,8 +242,7 @@ def make_view(store: Store, view: str, files: Mapping[str, Path | bytes]) -> boo
     target = store.data / view
     if difference(target, files) is None:
         return False
-    temporary = store.data / f".tmp-view-{view}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_in(store.data, f"view-{view}")
     try:
         with full_disk_explained(f"View {view}"):
             temporary.mkdir(parents=True)
@@ -240,7 +255,7 @@ def make_view(store: Store, view: str, files: Mapping[str, Path | bytes]) -> boo
                 else:
                     link_or_copy(content, place)
             if target.exists():
-                aside = store.data / f".tmp-aside-{view}-{os.getpid()}"
+                aside = temporary_in(store.data, f"aside-{view}")
                 os.rename(target, aside)
                 os.rename(temporary, target)
                 shutil.rmtree(aside)
