@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import tiny
-from tests.test_tasks_text import pack, small_members
 from tokenizers import Tokenizer
 
+import tiny
 from noscratch import code, corpora, tasks, train
 from noscratch.corpora import Config, imdb, wikitext103
 from noscratch.data import Split
 from noscratch.tasks import TaskError, _glue, text
+from test_tasks_text import pack, small_members
 
 CLS, SEP = 2, 3
 NAMES = code.names_in("noscratch.corpora")
