@@ -56,6 +56,7 @@ def test_outside_a_checkout(checkout: Checkout, tmp_path: Path, command: str) ->
     [
         (["run", "0123456789ab"], "has no job '0123456789ab'"),
         (["plan", "--kind", "fintune"], "The kinds are fetch, prepare, tuning, pretrain, finetune; got 'fintune'"),
+        (["baseline", "listop"], "The tasks of the plan are listops, cola; got 'listop'"),
         (["view", "rwa"], "The views are raw, prepared, runs; got 'rwa'"),
         (["commit"], "DVC records only views of the present plan"),
         (["collect"], "record"),

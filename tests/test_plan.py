@@ -13,7 +13,7 @@ import pytest
 
 from noscratch import backbones, code, params, yaml_reader
 from noscratch.errors import NoscratchError
-from noscratch.plan import BASELINES, PRETRAINING, SEEDED_BASELINES, Job, Plan, cells, read_plan
+from noscratch.plan import BASELINES, PRETRAINING, SEEDED_BASELINES, Job, Plan, baseline_cells, cells, read_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -204,6 +204,17 @@ def test_every_task_has_its_baselines(settings: dict[str, Any], package: Path) -
     rows = {(j.cell.task, j.cell.backbone, j.cell.seed) for j in jobs(settings).values() if j.cell and not trains(j)}
     plain = {(task, name, 0) for task in settings["tasks"] for name in ("majority", "bag")}
     assert rows == plain | {("pathfinder", "cnn", 0), ("pathfinder", "cnn", 1)}
+
+
+@pytest.mark.parametrize("tier", ["smoke", "mini", "paper"])
+def test_every_tier_has_the_baselines_of_every_task(tier: str) -> None:
+    loaded = params.load(ROOT)
+    loaded = loaded.model_copy(update={"run": loaded.run.model_copy(update={"tier": tier})})
+    rows = {(cell.task, cell.backbone) for cell in baseline_cells(loaded)}
+    tasks = {cell.task for cell in cells(loaded)}
+    assert rows >= {(task, name) for task in tasks for name in ("majority", "bag")}
+    images = {task for task in tasks if task.startswith(("image", "scifar", "pathfinder"))}
+    assert {task for task, name in rows if name == "cnn"} == images
 
 
 def test_the_baselines_are_those_of_their_module() -> None:

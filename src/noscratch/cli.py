@@ -482,7 +482,7 @@ def baseline(
     rows = [(j, j.cell) for j in the_plan.of("finetune") if j.cell and j.cell.task == task]
     rows = [(job, cell) for job, cell in rows if cell.backbone in BASELINES]
     if not rows:
-        known = dict.fromkeys(job.label for job in the_plan.of("prepare"))
+        known = dict.fromkeys(job.cell.task for job in the_plan.of("finetune") if job.cell)
         raise NoscratchError(f"The tasks of the plan are {', '.join(known)}; got {task!r}. Name one of them.")
     for row, cell in rows:
         for job in the_plan.with_needs(row):
