@@ -11,6 +11,7 @@ import shlex
 import sys
 
 from noscratch import availability
+from noscratch.cluster import require_slurm
 from noscratch.device import gpu_count
 from noscratch.locks import only_run
 from noscratch.plan import KINDS, VIEWS, read_plan
@@ -27,6 +28,8 @@ if GPUS and not ON_CLUSTER and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", GPUS)
 
 if workflow.is_main_process and WORKS and not workflow.output_settings.dryrun:
+    if config.get("cluster") == "slurm":  # profiles/slurm
+        require_slurm()
     # One run at a time: the lock lives as long as this process. Sources come first (a cluster's nodes often have no
     # network), so that the graph holds only jobs that can run; what waits on a blocked source is shown in the views.
     LOCK = only_run(STORE.data)

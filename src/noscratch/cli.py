@@ -274,6 +274,59 @@ def collect() -> None:
     )
 
 
+@app.command()
+def pack(
+    to: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    select: Annotated[
+        list[str], typer.Option(help="Names of a cell, joined by commas: text,s4d,seed0. May be repeated.")
+    ],
+) -> None:
+    """Pack runs that are not done, with code and data, for a bare host: `noscratch work` there, `import` here.
+
+    Example: noscratch pack --select listops,s4d --select text,s4d --out cells.tar
+    """
+    from noscratch import transfer
+
+    store, the_plan = _checkout()
+    packed = transfer.pack(store, the_plan, transfer.chosen(the_plan, select), to)
+    out.print(f"{to}: {len(packed)} runs, {to.stat().st_size / 1e6:,.1f} MB")
+
+
+@app.command()
+def work(
+    file: Annotated[Path, typer.Argument(help="A pack.")],
+    stop_after: Annotated[
+        float | None, typer.Option(help="Seconds; then checkpoint and exit with code 75. The same command goes on.")
+    ] = None,
+) -> None:
+    """Do the runs of a pack on this host, beside it; finished ones come back in FILE.results, parts below 16 MB.
+
+    Example: noscratch work cells.tar --stop-after 500
+    """
+    from noscratch import transfer
+
+    done, failed, status = transfer.work(file, stop_after)
+    for log in failed:
+        out.print(escape(f"{log}:\n{log.read_text(encoding='utf-8')[-1000:]}"))
+    out.print("\n".join([*done, f"{len(done)} runs are in {file}.results; bring them home with `noscratch import`."]))
+    sys.exit(status)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="FILE.results of `noscratch work`, or folders of runs.")],
+) -> None:
+    """Bring in runs made elsewhere; each must be of a tier's present plan, with the digests that its record states.
+
+    Example: noscratch import cells.tar.results
+    """
+    from noscratch import transfer
+
+    store, the_plan = _checkout()
+    new = transfer.adopt(store, plans_of_all_tiers(the_plan.params), folder)
+    out.print("\n".join(new) or "Every run was here already.")
+
+
 @app.command("publish-records")
 def publish_records() -> None:
     """Copy the finished runs of the chosen tier (mini or paper), without weights, to reports/records, for git.

@@ -1,0 +1,25 @@
+"""What a cluster must have before jobs are handed to it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from noscratch.errors import NoscratchError
+
+
+def require_slurm() -> None:
+    """Return when a Slurm controller answers here; raises NoscratchError otherwise, before any job is sent."""
+    needed = "The profile profiles/slurm hands jobs to a Slurm cluster"
+    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
+        raise NoscratchError(
+            f"{needed}, and this host has no sbatch and scontrol. Log in to a host that submits jobs, or run "
+            "`snakemake --cores 8 all` here."
+        )
+    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
+    if ping.returncode or "UP" not in ping.stdout:
+        said = " ".join((ping.stdout + ping.stderr).split())
+        raise NoscratchError(
+            f"{needed}, and its controller does not answer (`scontrol ping`: {said}). Wait for it, or run "
+            "`snakemake --cores 8 all` here."
+        )
