@@ -30,11 +30,14 @@ check: install  ## lint, types, the plan, the site; changes nothing
 serve: install  ## the site at http://127.0.0.1:8000, rebuilt when a page changes
 	mkdocs serve --config-file site/mkdocs.yml --dev-addr 127.0.0.1:8000
 
-bench: install  ## kernels beside public layers (PEERS="--peer-s4 PATH ..."), growth of errors, generators, preparation; on an idle machine
+bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from NOSCRATCH_MIRROR); on an idle machine
 	python -m bench.kernels --threads 1 2 --environment plain equal $(PEERS) --out reports/records/bench-kernels
 	python -m bench.error_growth --out reports/records/bench-error-growth
 	python -m bench.generators reports/records/bench-generators/generators.json
 	python -m bench.preparation reports/records/bench-preparation/preparation.json
+	python -m bench.batching --out reports/records/bench-batching
+	python -m bench.training --out reports/records/bench-training
+	python -m bench.generation --out reports/records/bench-generation
 
 laws: install  ## every kernel law on at least 10,000 examples; hours of CPU time
 	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 tests/test_kernels_*.py

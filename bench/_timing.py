@@ -40,12 +40,17 @@ def keep_freed_memory() -> None:
             raise OSError(f"mallopt refused option {option}; measure without the equal environment.")
 
 
-def round_robin(calls: Mapping[str, Callable[[], None]], seconds: float, threads: int) -> dict[str, Timing]:
-    """Times of each call, called in turn for about `seconds` after one round that does not count.
+def clock(threads: int) -> Callable[[], float]:
+    """One thread: its processor time, which other processes hardly change. More: elapsed time."""
+    return time.thread_time if threads == 1 else time.perf_counter
 
-    One thread: its processor time, which other processes hardly change. More: elapsed time.
-    """
-    clock = time.thread_time if threads == 1 else time.perf_counter
+
+def round_robin(
+    calls: Mapping[str, Callable[[], object]], seconds: float, threads: int, elapsed: bool = False
+) -> dict[str, Timing]:
+    """Times of each call, called in turn for about `seconds` after one round that does not count, by `clock` or, if
+    asked, elapsed."""
+    tell = time.perf_counter if elapsed else clock(threads)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -55,9 +60,9 @@ def round_robin(calls: Mapping[str, Callable[[], None]], seconds: float, threads
         if done >= LEAST_ROUNDS and time.perf_counter() > end:
             break
         for name, call in calls.items():
-            start = clock()
+            start = tell()
             call()
-            times[name].append(clock() - start)
+            times[name].append(tell() - start)
     return {name: Timing(min(found), statistics.median(found), len(found)) for name, found in times.items()}
 
 

@@ -5,6 +5,8 @@ every step under autograd. They share the parameters of the layer that they are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,14 @@ from torch.nn import functional
 
 from noscratch.backbones._block import Convolution, MixerBlock
 from noscratch.backbones.bigs import GatedBlock, StateSpaces
+from noscratch.backbones.dlr import DLR
 from noscratch.backbones.dss import DSS
+from noscratch.backbones.lru import LRU
 from noscratch.backbones.s4 import S4
 from noscratch.backbones.s4d import S4D
 from noscratch.backbones.sgconv import SGConv
+from noscratch.backbones.transformer import Attention as RotaryAttention
+from noscratch.backbones.transformer import StackedBlock
 from noscratch.kernels import ssm
 
 
@@ -72,6 +78,16 @@ class DSSCore(Core):
         return diagonal_taps(z, torch.view_as_complex(self.mixer.C) * (torch.exp(z) - 1) / Lambda, length)
 
 
+class DLRCore(Core):
+    """DLR, section 3 of arXiv 2212.00768."""
+
+    mixer: DLR
+
+    def taps(self, length: int) -> Tensor:
+        z = torch.complex(-self.mixer.a.square(), self.mixer.w)
+        return diagonal_taps(z.unsqueeze(0), torch.view_as_complex(self.mixer.C), length)
+
+
 class S4Core(Core):
     """S4, algorithm 1 of arXiv 2111.00396: four Cauchy sums at the roots of unity, C (I - Abar^L) as the parameter.
 
@@ -120,17 +136,47 @@ class SGConvCore(Core):
         return torch.cat(parts, dim=-1)[..., :length] / norm
 
 
+class LRUCore(nn.Module):
+    """The linear recurrent unit, eq. 6 to 8 of arXiv 2303.06349, of u (B, H, L); the second direction by flipping."""
+
+    def __init__(self, mixer: LRU) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = u.transpose(1, 2)
+        y = self.direction(0, u) + self.mixer.D * u
+        if not self.mixer.causal:
+            y = y + self.direction(1, u.flip(1)).flip(1)
+        return y.transpose(1, 2)
+
+    def direction(self, index: int, u: Tensor) -> Tensor:
+        """Re C x of u (B, L, H), without the skip."""
+        mixer = self.mixer
+        decay = mixer.nu.exp()
+        factor = torch.polar(torch.exp(-decay), mixer.theta.exp())
+        B = torch.sqrt(1 - factor.abs().square()).unsqueeze(-1) * torch.view_as_complex(mixer.B)
+        x = doubling_scan(factor, u.to(B.dtype) @ B.T)
+        return (x @ torch.view_as_complex(mixer.C)[index].T).real
+
+
 class Block(nn.Module):
     """x + GLU(W gelu(core(norm(x)))) for x (B, L, H), with the parameters of `block`."""
 
-    def __init__(self, block: MixerBlock, core: Core) -> None:
+    def __init__(self, block: MixerBlock, core: Core | LRUCore) -> None:
         super().__init__()
         self.block, self.core = block, core
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.core(self.block.norm(x).transpose(1, 2)).transpose(1, 2)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        u = visible(self.block.norm(x), mask)
+        y = self.core(u.transpose(1, 2)).transpose(1, 2)
         gate = self.block.gate
         return x + functional.glu(functional.linear(functional.gelu(y), gate.weight, gate.bias))
+
+
+def visible(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, L, H), zero where the mask (B, L) is False."""
+    return x if mask is None else x * mask.unsqueeze(-1)
 
 
 class BiGS(nn.Module):
@@ -140,12 +186,12 @@ class BiGS(nn.Module):
         super().__init__()
         self.block, self.mixer = block, mixer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         block, enter = self.block, self.mixer.enter
         z = block.norm(x)
         w, b = enter.weight.chunk(2), enter.bias.chunk(2)
-        ahead = self.direction(0, functional.gelu(functional.linear(z, w[0], b[0])))
-        back = self.direction(1, functional.gelu(functional.linear(z.flip(1), w[1], b[1]))).flip(1)
+        ahead = self.direction(0, visible(functional.gelu(functional.linear(z, w[0], b[0])), mask))
+        back = self.direction(1, visible(functional.gelu(functional.linear(z, w[1], b[1])), mask).flip(1)).flip(1)
         up = functional.gelu(functional.linear(ahead * back, block.up.weight, block.up.bias))
         gate = functional.gelu(functional.linear(z, block.gate.weight, block.gate.bias))
         return x + functional.linear(up * gate, block.out.weight, block.out.bias)
@@ -170,11 +216,16 @@ class LogStepScan(nn.Module):
         self.a = a
 
     def forward(self, b: Tensor) -> Tensor:
-        reach, factor, x = 1, torch.view_as_complex(self.a), b
-        while reach < b.shape[1]:
-            x = x + functional.pad(factor * x[:, :-reach], (0, 0, reach, 0))
-            reach, factor = 2 * reach, factor * factor
-        return x
+        return doubling_scan(torch.view_as_complex(self.a), b)
+
+
+def doubling_scan(factor: Tensor, b: Tensor) -> Tensor:
+    """x_t = factor x_{t-1} + b_t for b (B, L, N) by doubling the reach log2 L times."""
+    reach, x = 1, b
+    while reach < b.shape[1]:
+        x = x + functional.pad(factor * x[:, :-reach], (0, 0, reach, 0))
+        reach, factor = 2 * reach, factor * factor
+    return x
 
 
 class Rotary(nn.Module):
@@ -194,6 +245,51 @@ class Attention(nn.Module):
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = qkv.unbind(1)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Transformer(nn.Module):
+    """x (B, L, D): rotary attention by PyTorch's own kernel and a feedforward of two layers, both behind a norm."""
+
+    def __init__(self, block: StackedBlock) -> None:
+        super().__init__()
+        self.block, self.rotary = block, Rotary()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        block, attention = self.block, self.block.mixer
+        assert isinstance(attention, RotaryAttention)
+        B, L, D = x.shape
+        qkv = functional.linear(block.norm_mixer(x), attention.qkv.weight, attention.qkv.bias)
+        q, k, v = qkv.view(B, L, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+        keys = None if mask is None else mask[:, None, None, :]
+        y = functional.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, attn_mask=keys)
+        x = x + functional.linear(y.transpose(1, 2).reshape(B, L, D), attention.out.weight, attention.out.bias)
+        up, down = block.feedforward.up, block.feedforward.down
+        assert isinstance(up, nn.Linear) and isinstance(down, nn.Linear)  # noqa: PT018
+        h = functional.gelu(functional.linear(block.norm_feedforward(x), up.weight, up.bias))
+        return x + functional.linear(h, down.weight, down.bias)
+
+
+CORES: dict[type[nn.Module], Callable[[Any], Core | LRUCore]] = {
+    S4D: S4DCore,
+    DSS: DSSCore,
+    DLR: DLRCore,
+    SGConv: SGConvCore,
+    LRU: LRUCore,
+}
+
+
+def block_of(block: nn.Module, length: int) -> nn.Module:
+    """The plain form of a block for sequences of `length`, forward(x, mask), with the parameters of `block`."""
+    if isinstance(block, StackedBlock):
+        return Transformer(block)
+    if isinstance(block, GatedBlock):
+        assert isinstance(block.mixer, StateSpaces)
+        return BiGS(block, block.mixer)
+    assert isinstance(block, MixerBlock)
+    mixer = block.mixer
+    if isinstance(mixer, S4):
+        return Block(block, S4Core(mixer, length))
+    return Block(block, CORES[type(mixer)](mixer))
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +104,20 @@ def test_the_cache_of_attention_grows_by_one_key_and_value_a_step(tmp_path: Path
     for position in range(3):
         assert {part.shape for state in carried.states for part in state} == {(2, 2, position, 8)}
         carried.step(elements(meta, 2, 1)[:, 0])
+
+
+@pytest.mark.parametrize("backbone", ["transformer-selfguided", "s4d"])
+def test_a_run_is_loaded_as_it_was_trained(tmp_path: Path, backbone: str) -> None:
+    made, meta = built(tmp_path, backbone, seed=1)
+    safetensors.torch.save_file(made.state_dict(), tmp_path / "weights.safetensors")
+    config = {**params.load(ROOT).backbones[backbone], **({"heads": 2} if backbone != "s4d" else {})}
+    settings = tiny.settings("pretrain", "causal", backbone, protocol="spt-causal", backbone_config=config, layers=2)
+    loaded, read = generate.load_model(tmp_path, tmp_path, settings)
+    assert read == meta
+    tokens, mask = elements(meta, 2, LENGTH), torch.ones(2, LENGTH, dtype=torch.bool)
+    with torch.no_grad():
+        want, got = (model.head(model(tokens, mask)) for model in (made.eval(), loaded))
+    assert_close(got, want, tolerance(torch.float32, LENGTH, CONDITION))
 
 
 def test_a_model_that_looks_ahead_does_not_generate(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noscratch.backbones import CausalBlock
+from noscratch.backbones._ffn import Feedforward
 from noscratch.data import Split, read_meta, uniform
 from noscratch.errors import NoscratchError
 from noscratch.model import PIXEL_VALUES, Model, build_model, sinusoids
@@ -44,7 +45,7 @@ class Carried:
         """Before the first of at most `length` positions."""
         if not model.causal:
             raise GenerateError("Generation needs a causal model; this one looks ahead. Use a run of spt-causal.")
-        self._model = model.eval()
+        self.model = model.eval()
         self._blocks = [cast(CausalBlock, block) for block in model.blocks]
         self.states = [block.initial_state(batch) for block in self._blocks]
         weight = model.norm.weight
@@ -55,13 +56,13 @@ class Carried:
     def step(self, elements: Tensor) -> Tensor:
         """elements (B,), or (B, channels), at the present position to the head's outputs (B, outputs) there: about the
         next element. One position is over."""
-        x = self._model.embed(elements.unsqueeze(1), None).squeeze(1)
+        x = self.model.embed(elements.unsqueeze(1), None).squeeze(1)
         if self._positions is not None:
             x = x + self._positions[self.position]
         for i, block in enumerate(self._blocks):
             x, self.states[i] = block.step(x, self.states[i])
         self.position += 1
-        outputs: Tensor = self._model.head(self._model.norm(x))
+        outputs: Tensor = self.model.head(self.model.norm(x))
         return outputs
 
 
@@ -72,6 +73,9 @@ def load_model(prepared: Path, run: Path, settings: dict[str, Any]) -> tuple[Mod
     model = build_model(meta, settings, seed=0)
     model.load_state_dict(safetensors.torch.load_file(run / WEIGHTS))
     model.set_progress(1.0)  # what changes in the course of a training has done so
+    for module in list(model.modules()):
+        if isinstance(module, Feedforward):
+            module.merge()
     return model.eval(), meta
 
 
