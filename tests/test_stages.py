@@ -14,7 +14,7 @@ import pytest
 from noscratch import availability, params, passport, stages, train, yaml_reader
 from noscratch.errors import NoscratchError
 from noscratch.plan import Job, Plan
-from noscratch.store import PROVENANCE, RECORD, Store, read_record, sha256_of
+from noscratch.store import PROVENANCE, RECORD, Store, read_provenance, read_record, sha256_of
 
 Train = Callable[..., dict[str, Any]]
 RESULT = {"metrics": {"test": {"accuracy": 0.5}}}
@@ -118,6 +118,49 @@ def test_an_error_or_a_stop_publishes_nothing(store: Store, plan: Plan, monkeypa
             stages.run_job(store, plan, job)
         assert not store.has(job)
         assert store.leftovers() == []
+
+
+def test_two_processes_do_not_share_a_job(store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor its checkpoints: a run that is started by hand beside the engine's is told so."""
+    job = the(plan, "pretrain", "spt-masked")
+
+    def again(*_: Any, **__: Any) -> dict[str, Any]:
+        with pytest.raises(NoscratchError, match=rf"One process at a time does a job, here {job.name}; process \d+ on"):
+            stages.run_job(store, plan, job)
+        return RESULT
+
+    training(monkeypatch, again)
+    assert stages.run_job(store, plan, job) == "done"
+    assert not any((store.data / ".locks").iterdir())
+
+
+def test_the_checkpoints_of_a_diverged_run_are_kept(store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any, checkpoints: Path, **__: Any) -> dict[str, Any]:
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "step-000000003").mkdir()
+        raise train.Diverged(3, "the loss is nan")
+
+    training(monkeypatch, diverge)
+    job = the(plan, "pretrain", "spt-masked")
+    assert stages.run_job(store, plan, job) == "diverged"
+    assert (store.data / "checkpoints" / job.name / "step-000000003").is_dir()
+
+
+def test_the_provenance_tells_how_the_run_went(store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report_two(*_: Any, report: Callable[[int, train.State], None], **__: Any) -> dict[str, Any]:
+        for step in (1, 2):
+            report(2, train.State(step=step, loss_total=1.5, loss_terms=3, tokens_real=10 * step, split=step))
+        return RESULT
+
+    training(monkeypatch, report_two)
+    job = the(plan, "pretrain", "spt-masked")
+    stages.run_job(store, plan, job)
+    provenance = read_provenance(store.path(job))
+    assert (provenance["processes"], provenance["sharded"], provenance["calls"]) == (1, False, 1)
+    assert provenance["pieces"] == 2, "how often memory ran out"
+    assert provenance["telemetry"]["step"] == [1, 2]
+    assert provenance["telemetry"]["loss"] == [0.5, 0.5]
+    assert {"training_seconds", "tokens_per_second", "peak_memory", "energy_joules"} <= provenance.keys()
 
 
 def test_a_device_that_fails_the_self_test_is_refused(

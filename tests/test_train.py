@@ -942,7 +942,7 @@ def test_a_run_imports_neither_the_compiler_nor_the_pipeline(tmp_path: Path) -> 
 
 
 def test_progress_goes_to_standard_error(tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with telemetry.Progress(wanted=True) as report:
+    with telemetry.Telemetry(tmp_path / "checkpoints", "cpu", progress=True) as report:
         run(tmp_path, tiny.settings(), prepared, report=report)
     captured = capsys.readouterr()
     assert captured.out == ""

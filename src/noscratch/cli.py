@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
 from itertools import chain
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from noscratch import availability
+from noscratch import availability, telemetry
 from noscratch import status as progress
 from noscratch.audit.commands import COMMANDS
+from noscratch.device import rank
 from noscratch.errors import NoscratchError
 from noscratch.locks import descendants, only_run
 from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
@@ -128,8 +131,11 @@ def run(
     stop_after: Annotated[
         float | None, typer.Option(help="Seconds; then checkpoint and exit with code 75. The same command goes on.")
     ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Split the model over torchrun's processes (FSDP), not only the batch.")
+    ] = False,
 ) -> None:
-    """Do one job, unless its result stands in the store.
+    """Do one job, unless its result stands in the store; several processes under torchrun share the work.
 
     Example: noscratch run 3fa9c1d2e4b0 --stop-after 3000
     """
@@ -139,14 +145,57 @@ def run(
     job = the_plan[address]
     # An engine or scheduler that gives up on a job says so with SIGTERM: leave nothing behind. (Training saves first.)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(EXIT_AGAIN))
     try:
-        state = run_job(store, the_plan, job, stop_after=stop_after, progress=True)
+        state = run_job(store, the_plan, job, stop_after=stop_after, progress=True, sharded=shard)
     except Exception as error:
         if type(error).__name__ != "Interrupted":  # train.Interrupted; importing it would import torch for every fetch
             raise
         out.print(f"{job.name}: stopped at a checkpoint; run the same command to go on")
         sys.exit(EXIT_AGAIN)
-    out.print(f"{job.name}: {state}")
+    if not rank():
+        out.print(f"{job.name}: {state}")
+
+
+@app.command()
+def watch(
+    once: Annotated[bool, typer.Option("--once", help="Show it once and end, as for a pipe.")] = False,
+) -> None:
+    """Show every training job that has begun and not ended: step, loss, speed, time left, memory.
+
+    Example: noscratch watch
+    """
+    data = Path.cwd() / "data"
+    if once:
+        out.print(_watched(data))
+        return
+    with Live(_watched(data), console=out, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(1.0)
+            live.update(_watched(data), refresh=True)
+
+
+def _watched(data: Path) -> Table:
+    columns = ("job", "", "step", "loss", "tokens/s", "left", "memory", "said")
+    table = Table(*columns, box=None, pad_edge=False)
+    for job in telemetry.watched(data):
+        line = job.line
+        table.add_row(
+            job.job,
+            "runs" if job.running else "stopped",
+            f"{line['step']}/{line['steps']}",
+            f"{line['loss']:.4f}",
+            "" if job.tokens_per_second is None else f"{job.tokens_per_second:,.0f}",
+            "" if job.seconds_left is None or not job.running else _duration(job.seconds_left),
+            f"{line['memory'] / 2**20:,.0f} MiB",
+            f"{_duration(job.age)} ago",
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
 @app.command()

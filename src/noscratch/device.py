@@ -55,6 +55,16 @@ def choose(device: str, tier: str, gpus: int) -> str:
     )
 
 
+def together() -> bool:
+    """Is this one of several processes that torchrun (or whoever sets the same variables) has started?"""
+    return {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def rank() -> int:
+    """Which of them this is; 0 for one by itself."""
+    return int(os.environ["RANK"]) if together() else 0
+
+
 @contextmanager
 def gpu_slot(folder: Path, gpus: int) -> Iterator[int]:
     """Hold one of `gpus` GPUs: a lock file each in `folder`, freed by the kernel when the holder dies, however it dies.

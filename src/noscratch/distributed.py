@@ -7,7 +7,9 @@ the order of additions differs. The first rank writes; checkpoints are read by a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,10 +17,41 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from noscratch.device import together
+from noscratch.errors import NoscratchError
 from noscratch.ranks import Alone, is_sharded
 
 BUCKET = 2**25
 """Bytes of gradients that are added up at once."""
+
+
+@contextmanager
+def join(device: str, sharded: bool) -> Iterator[Alone]:
+    """Join the processes that torchrun has started; by itself, a process is Alone.
+
+    device: "cuda" (one GPU for each process of a host, by LOCAL_RANK) or "cpu".
+    """
+    if not together():
+        if sharded:
+            raise NoscratchError(
+                'A model is sharded over several processes; this is one. Start it with torchrun: the page "Train your '
+                'own" has the lines.'
+            )
+        yield Alone()
+        return
+    if device == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise NoscratchError(
+                f"Every process has a GPU of its own; this host has {gpus} and torchrun started more. Give "
+                f"--nproc-per-node={gpus}."
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Together(torch.device(device), sharded)
+    finally:
+        dist.destroy_process_group()
 
 
 class Together(Alone):
