@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -158,6 +159,22 @@ def checkout(root: Path, mini: int = 0) -> Path:
         folders += run(root, "mini", "cola", "transformer", "scratch", seed, "blocked", f"cola: {BLOCKED}")
     report(root, folders)
     return root
+
+
+def thousand(root: Path) -> int:
+    """Add runs of one seed each at tier paper until there are a thousand, with reports; returns how many there are."""
+    grid = itertools.product(
+        ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "cola", "sst2", "mrpc", "qqp"),
+        [f"s4d-v{k}" for k in range(25)],
+        ("scratch", "scratch-matched", "spt-masked", "spt-causal"),
+    )
+    place = root / "data" / "runs"
+    there = len({path.parent.parent for path in place.rglob("record.json")})
+    for task, backbone, protocol in itertools.islice(grid, 1000 - there):
+        run(root, "paper", task, backbone, protocol, 0, steps=40)
+    folders = sorted(path.parent for path in place.rglob("record.json"))
+    report(root, folders)
+    return len({folder.parent for folder in folders})
 
 
 def report(root: Path, folders: list[Path]) -> None:

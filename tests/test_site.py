@@ -1,18 +1,20 @@
-"""The built site: strict, whole, the same bytes everywhere, and readable in a browser whose network is cut."""
+"""The built site: strict, whole, small, the same bytes everywhere, and good in a browser whose network is cut."""
 
 from __future__ import annotations
 
-import html
-import json
+import functools
+import http.server
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
@@ -21,10 +23,20 @@ import site_fixture
 from noscratch.results.publish import publish
 from test_publish import HOSTILE, HOSTILE_NAME
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+# One worker builds the site once.
+pytestmark = pytest.mark.xdist_group("site")
+
 # One page of every kind.
 KINDS = (
     *("index.html", "reproduce.html", "extend.html", "testing.html"),
-    *(f"generated/{name}.html" for name in ("results", "failures", "data", "downloads", "performance", "numerics")),
+    *(
+        f"generated/{name}.html"
+        for name in ("results", "failures", "data", "downloads", "performance", "numerics", "cost")
+    ),
+    *("generated/changelog.html", "generated/log.html"),
     *("generated/tasks/index.html", "generated/tasks/listops.html", "generated/tasks/cola.html"),
     *("generated/backbones/index.html", "generated/backbones/s4d.html"),
     *("generated/claims/spt-gain.html", "generated/claims/spt-cola.html", "generated/papers/spt.html"),
@@ -36,8 +48,8 @@ EVERY = ["spt-gain", "spt-s4d", "spt-pathfinder", "spt-cola", "spt-image"]
 PHONE, DESKTOP = 390, 1300
 
 
-def build(root: Path) -> Path:
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SOURCE_DATE_EPOCH": "0"}
+def build(root: Path, **place: str) -> Path:
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SOURCE_DATE_EPOCH": "0", **place}
     command = [sys.executable, "-m", "mkdocs", "build", "-f", "site/mkdocs.yml", "--strict"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,22 +131,42 @@ def test_nothing_is_asked_of_another_host(public: Path, parsed: Mapping[str, Lin
     assert not re.search(r"fetch|XMLHttpRequest|import\(|https?:", own)
 
 
-def test_pages_of_runs_are_small_and_the_largest_is_below_a_megabyte(public: Path) -> None:
-    sizes = {path.relative_to(public).as_posix(): path.stat().st_size for path in public.rglob("*.html")}
-    assert max(sizes.values()) < 1_000_000
-    # A thousand runs, their claims and their downloads shall fit into 20 MB: at most half of that for the runs' pages.
-    pages = [public / name for name in sizes if name.startswith("generated/runs/")]
-    runs = sum(page.read_text(encoding="utf-8").count('<span id="seed-') for page in pages)
-    assert sum(page.stat().st_size for page in pages) / runs < 10_000
-    assert not [path for path in public.rglob("*") if path.suffix == ".map" or "lunr" in path.parts]
+def test_the_site_of_a_thousand_runs_is_small(tmp_path: Path) -> None:
+    root = site_fixture.checkout(tmp_path)
+    assert site_fixture.thousand(root) == 1000
+    publish(root)
+    public = build(root)
+    sizes = {path.relative_to(public).as_posix(): path.stat().st_size for path in public.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 20_000_000
+    assert max(size for name, size in sizes.items() if name.endswith(".html")) < 1_000_000
+    assert not [name for name in sizes if name.endswith(".map") or "/lunr/" in name]
 
 
-def test_same_site_in_another_folder(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_thousand_runs_are_built_within_a_minute(tmp_path: Path) -> None:
+    root = site_fixture.checkout(tmp_path)
+    site_fixture.thousand(root)
+    publish(root)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    build(root)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+
+
+PUBLISH = "import sys, pathlib; from noscratch.results.publish import publish; publish(pathlib.Path(sys.argv[1]))"
+
+
+def test_same_site_in_another_folder_time_zone_and_language(tmp_path: Path) -> None:
     built = []
-    for folder in ("one", "two/deeper"):
+    for folder, zone, language, seed in (
+        ("one", "UTC", "C", "0"),
+        ("two/deeper", "Pacific/Kiritimati", "tr_TR.UTF-8", "7"),
+    ):
         root = site_fixture.checkout(tmp_path / folder)
-        publish(root)
-        public = build(root)
+        site_fixture.measurements(root)
+        place = {"TZ": zone, "LC_ALL": language, "LANG": language, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", PUBLISH, str(root)], env={**os.environ, **place}, check=True)
+        public = build(root, **place)
         built.append(
             {path.relative_to(public).as_posix(): path.read_bytes() for path in public.rglob("*") if path.is_file()}
         )
@@ -152,120 +184,127 @@ def test_a_dead_link_stops_the_build(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- in a browser
 
-Browser = Callable[..., str]
 
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Browser:
-    """`browser(url, *flags)` -> the page as text once its scripts ran; no name resolves, the console stays silent."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, driven by playwright."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if binary is None:
         pytest.skip("no Chromium binary; on Debian: apt-get install --no-install-recommends chromium")
+    from playwright.sync_api import sync_playwright
 
-    def visit(url: str, *flags: str) -> str:
-        quiet = (
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-quic",
-            "--no-first-run",
-        )
-        cut = (
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=20000",
-        )
-        command = [
-            binary,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            *quiet,
-            *cut,
-            "--enable-logging=stderr",
-            *flags,
-            "--dump-dom",
-            url,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "CONSOLE" not in done.stderr, done.stderr
-        return done.stdout
-
-    return visit
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
-HARNESS = """<!doctype html><title>harness</title><body><pre id="out"></pre><script>
-const pages = PAGES, seen = {};
-const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-const rgba = (colour) => {
-  canvas.clearRect(0, 0, 1, 1);
-  canvas.fillStyle = colour;
-  canvas.fillRect(0, 0, 1, 1);
-  const pixel = canvas.getImageData(0, 0, 1, 1).data;
-  return [pixel[0], pixel[1], pixel[2], pixel[3] / 255];
-};
-const over = (front, back) => [0, 1, 2].map((k) => front[k] * front[3] + back[k] * (1 - front[3]));
-const luminance = (colour) => {
-  const linear = colour.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-};
-const words = (each) => each.getClientRects().length
-  && [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-const contrast = (each) => {
-  const style = (node) => node.ownerDocument.defaultView.getComputedStyle(node);
-  const front = rgba(each.ownerSVGElement ? style(each).fill : style(each).color), layers = [];
-  for (let node = each; node; node = node.parentElement) {
-    front[3] *= Number(style(node).opacity);
-    layers.unshift(rgba(style(node).backgroundColor));
-  }
-  if (front[3] < 0.01) return 21;
-  const back = layers.reduce((below, layer) => over(layer, below), [255, 255, 255]);
-  const [low, high] = [luminance(over(front, back)), luminance(back)].sort((a, b) => a - b);
-  return (high + 0.05) / (low + 0.05);
-};
-const measure = (name) => new Promise((done) => {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = "width:WIDTHpx;height:900px;border:0";
-  frame.onload = () => setTimeout(() => {
-    const page = frame.contentDocument, root = page.documentElement;
-    seen[name] = {LOOK
-    };
-    frame.remove();
-    done();
-  }, 300);
-  frame.src = name;
-  document.body.append(frame);
-});
-(async () => {
-  for (const name of pages) await measure(name);
-  document.getElementById("out").textContent = JSON.stringify(seen);
-})();
-</script>"""
-Visit = Callable[..., tuple[dict[str, Any], Path]]
+class Visitor:
+    """A reader of pages on disk whose network is cut: what went wrong while reading is kept."""
+
+    def __init__(self, browser: Browser, width: int = DESKTOP, scheme: str = "light") -> None:
+        size = {"width": width, "height": 900}
+        self.context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.asked: list[str] = []
+        self.wrong: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("requestfailed", self._failed)
+        self.page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # which is what leaving a page does to its icon
+            self.wrong.append(f"failed: {request.url}")
+
+    def see(self, address: Path | str, look: str = "null") -> Any:
+        """Open a page and return what `look` (JavaScript) sees in it once its scripts ran."""
+        self.page.goto(address.as_uri() if isinstance(address, Path) else address)
+        return self.page.evaluate(look)
 
 
-@pytest.fixture
-def visit(browser: Browser, tmp_path: Path) -> Visit:
-    """`visit(public, pages, width, look, *flags)` -> what `look` (JavaScript) sees in each page, and the net log."""
+# What the eye and a screen reader meet. Contrast is left to axe.
+LOOK = """() => {
+  const root = document.documentElement;
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  return {
+    heading: all("h1").length,
+    wide: root.scrollWidth,
+    scheme: document.body.dataset.mdColorScheme,
+    hacked: Boolean(root.dataset.hacked),
+    skipped: all("article :is(h1, h2, h3)").map((each) => Number(each.tagName[1]))
+      .filter((level, k, levels) => k && level > levels[k - 1] + 1).length,
+    figures: all("article svg[role=img]:not([aria-label])").length,
+  };
+}"""
 
-    def through_frames(
-        public: Path, pages: list[str], width: int, look: str, *more: str
-    ) -> tuple[dict[str, Any], Path]:
-        harness, log = public / "harness.html", tmp_path / "net.json"
-        text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTH", str(width)).replace("LOOK", look)
-        harness.write_text(text, encoding="utf-8")
-        try:
-            # A page from disk may not look into another one; the harness has to.
-            flags = (f"--log-net-log={log}", "--disable-web-security", "--allow-file-access-from-files")
-            page = browser(harness.as_uri(), *flags, *more)
-        finally:
-            harness.unlink()
-        found = re.search(r'<pre id="out">(.+?)</pre>', page, re.DOTALL)
-        assert found, page
-        return json.loads(html.unescape(found[1])), log
 
-    return through_frames
+@pytest.mark.browser
+def test_every_page_opens_from_disk_without_request_or_error(public: Path, chromium: Browser) -> None:
+    reader = Visitor(chromium)
+    pages = sorted(path for path in public.rglob("*.html") if path.name != "404.html")
+    assert len(pages) > 50
+    for path in pages:
+        seen = reader.see(path, LOOK)
+        name = path.relative_to(public).as_posix()
+        assert (seen["heading"], seen["hacked"], seen["skipped"], seen["figures"]) == (1, False, 0, 0), name
+        assert seen["wide"] <= DESKTOP, f"{name} is {seen['wide']} wide"
+        assert not reader.wrong, name
+    assert not [url for url in reader.asked if not url.startswith("file:")]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(PHONE, "light"), (DESKTOP, "dark")])
+def test_every_kind_of_page_fits_a_phone_and_the_dark(public: Path, chromium: Browser, width: int, scheme: str) -> None:
+    reader = Visitor(chromium, width, scheme)
+    for name in KINDS:
+        seen = reader.see(public / name, LOOK)
+        assert seen["wide"] <= width, f"{name} is {seen['wide']} wide"
+        assert seen["scheme"] == {"light": "default", "dark": "slate"}[scheme], name
+        assert not reader.wrong, name
+
+
+@pytest.mark.browser
+def test_the_browser_tests_would_see_a_request_and_an_error(chromium: Browser, tmp_path: Path) -> None:
+    reader, page = Visitor(chromium), tmp_path / "page.html"
+    page.write_text('<!doctype html><img src="https://example.org/a.png"><script>missing()</script>', encoding="utf-8")
+    reader.see(page)
+    assert "https://example.org/a.png" in reader.asked
+    assert [line for line in reader.wrong if line.startswith("failed: https://example.org/a.png")]
+    assert [line for line in reader.wrong if line.startswith("error: missing is not defined")]
+
+
+SERIOUS = ("serious", "critical")
+
+
+def violations(page: Page) -> dict[str, list[str]]:
+    """The rules of axe-core that a page breaks seriously, and the elements that break them."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return {each["id"]: [node["html"] for node in each["nodes"]] for each in found if each["impact"] in SERIOUS}
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_serious(public: Path, chromium: Browser) -> None:
+    for scheme, width, names in (
+        ("light", DESKTOP, KINDS),
+        ("dark", DESKTOP, ("index.html", "generated/results.html", "generated/claims/spt-gain.html", KINDS[-1])),
+        ("light", PHONE, ("index.html", "generated/results.html", "generated/performance.html")),
+    ):
+        reader = Visitor(chromium, width, scheme)
+        for name in names:
+            reader.see(public / name)
+            assert not violations(reader.page), f"{name}, {scheme}, {width}"
+
+
+@pytest.mark.browser
+def test_axe_would_find_faint_text_and_a_nameless_button(chromium: Browser, tmp_path: Path) -> None:
+    reader, page = Visitor(chromium), tmp_path / "page.html"
+    bad = '<h1>x</h1><p style="color:#ccc">faint</p><button></button>'
+    page.write_text(f'<!doctype html><html lang="en"><title>x</title><main>{bad}</main>', encoding="utf-8")
+    reader.see(page)
+    assert set(violations(reader.page)) == {"button-name", "color-contrast"}
 
 
 QUERIES = {
@@ -282,76 +321,123 @@ QUERIES = {
     "?sort=claim": sorted(EVERY),
     "?sort=claim&order=desc&paper=spt": sorted(EVERY, reverse=True),
 }
-SHOWN = """
-      shown: [...page.querySelector("table[data-facets]").querySelectorAll("tbody tr")].filter((row) => !row.hidden)
-        .map((row) => row.querySelector("a").getAttribute("href").match(/claims\\/([\\w-]+)/)[1]),
-      count: page.querySelector("output").textContent,
-      link: page.querySelector(".ns-tools__link").href.split("?")[1] ?? "","""
+SHOWN = """() => ({
+  shown: [...document.querySelector("table[data-facets]").querySelectorAll("tbody tr")].filter((row) => !row.hidden)
+    .map((row) => row.querySelector("a").getAttribute("href").match(/claims\\/([\\w-]+)/)[1]),
+  count: document.querySelector("output").textContent,
+  link: document.querySelector(".ns-tools__link").href.split("?")[1] ?? "",
+})"""
 
 
 @pytest.mark.browser
-def test_an_address_filters_and_sorts_the_board(public: Path, visit: Visit) -> None:
-    found, _ = visit(public, [f"index.html{query}" for query in QUERIES], DESKTOP, SHOWN)
+def test_an_address_filters_and_sorts_the_board(public: Path, chromium: Browser) -> None:
+    reader = Visitor(chromium)
     for query, claims in QUERIES.items():
-        seen = found[f"index.html{query}"]
+        seen = reader.see((public / "index.html").as_uri() + query, SHOWN)
         assert seen["shown"] == claims, query
         assert seen["count"] == f"{len(claims)} of {len(EVERY)}"
         if "no-such" not in query:
             assert sorted(parse_qsl(seen["link"])) == sorted(parse_qsl(query[1:]))
 
 
-def requests(log: Path) -> list[str]:
-    """Addresses beyond this disk that a page asked for; what the browser itself asks for has no origin."""
-    content = json.loads(log.read_text(encoding="utf-8"))
-    start = content["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    asked = [event.get("params", {}) for event in content["events"] if event["type"] == start]
-    own = [each for each in asked if "url" in each and each["initiator"] != "not an origin"]
-    return [each["url"] for each in own if each["url"].startswith("http")]
+# Where the focus is: a name for the element, and whether it shows.
+FOCUS = """() => {
+  const at = document.activeElement;
+  // The switch between light and dark is a hidden input, whose label shows the focus.
+  const style = getComputedStyle(at.matches(".md-option") ? at.nextElementSibling : at);
+  const shows = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0 || style.boxShadow !== "none";
+  return [at.tagName, at.textContent.trim().slice(0, 40) || at.name || at.id, shows, Boolean(at.closest("article"))];
+}"""
+REACHABLE = """() => [...document.querySelectorAll("article :is(a[href], button, select, input, summary)")]
+  .filter((each) => each.checkVisibility() && !each.closest("details:not([open]) > :not(summary)"))
+  .filter((each) => each.tabIndex >= 0).length"""
 
 
 @pytest.mark.browser
-def test_the_browser_tests_would_see_a_request_and_an_error(browser: Browser, tmp_path: Path) -> None:
-    page, log = tmp_path / "page.html", tmp_path / "net.json"
-    page.write_text('<!doctype html><img src="https://example.org/a.png">', encoding="utf-8")
-    browser(page.as_uri(), f"--log-net-log={log}")
-    assert requests(log) == ["https://example.org/a.png"]
-    page.write_text("<!doctype html><script>missing()</script>", encoding="utf-8")
-    with pytest.raises(AssertionError, match="missing is not defined"):
-        browser(page.as_uri())
-
-
-# What can be told of a page's accessibility without another tool: contrast (WCAG 2), names, order of headings.
-LOOK = """
-      heading: page.querySelectorAll("h1").length,
-      wide: root.scrollWidth,
-      scheme: page.body.dataset.mdColorScheme,
-      hacked: Boolean(root.dataset.hacked),
-      unnamed: page.querySelectorAll("article svg[role=img]:not(:has(desc))").length
-        + [...page.querySelectorAll("article :is(a, button, select, input)")]
-          .filter((each) => !(each.textContent.trim() || each.ariaLabel || each.title || each.closest("label"))).length,
-      skipped: [...page.querySelectorAll("article :is(h1, h2, h3)")].map((each) => Number(each.tagName[1]))
-        .filter((level, k, levels) => k && level > levels[k - 1] + 1).length,
-      faint: [...page.querySelectorAll("article *:not(.ns-draft)")]
-        .filter((each) => words(each) && contrast(each) < 4.5).map((each) => each.outerHTML.slice(0, 120)),"""
+def test_the_board_works_by_keyboard_alone(public: Path, chromium: Browser) -> None:
+    reader = Visitor(chromium)
+    reachable = reader.see(public / "index.html", REACHABLE)
+    page, reached, names = reader.page, 0, []
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        name, words, shows, inside = page.evaluate(FOCUS)
+        if name == "BODY":
+            break
+        assert shows, f"the focus on {name} {words} cannot be seen"
+        reached += inside
+        names.append((name, words))
+    assert names[0] == ("A", "Skip to content")
+    assert reached == reachable > 30
+    # The first filter, then the order of a column, then a claim: by keys alone.
+    page.locator("select[name=verdict]").focus()
+    page.keyboard.type("contradicted")
+    assert page.evaluate(SHOWN)["shown"] == ["spt-s4d"]
+    page.locator(".ns-tools__reset").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("th .ns-sort", has_text="Claim").first.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert page.evaluate(SHOWN)["shown"] == sorted(EVERY, reverse=True)
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("details[open]").count() == 1
+    page.locator("table[data-facets] tbody a").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/claims/spt-s4d.html")
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "scheme"), [(PHONE, "default"), (DESKTOP, "default"), (DESKTOP, "slate")])
-def test_every_kind_of_page_opens_from_disk_without_a_request(
-    public: Path, visit: Visit, width: int, scheme: str
-) -> None:
-    hostile = sorted(path.relative_to(public).as_posix() for path in public.glob("generated/backbones/img-*.html"))
-    assert len(hostile) == 1
-    pages = [*KINDS, *hostile, "generated/runs/smoke-listops-s4d-scratch.html"]
-    dark = ("--blink-settings=preferredColorScheme=0", "--force-dark-mode") if scheme == "slate" else ()
-    found, log = visit(public, pages, width, LOOK, *dark)
-    assert sorted(found) == sorted(pages)
-    for name, seen in found.items():
-        assert seen["heading"] == 1, name
-        assert seen["wide"] <= width, f"{name} is {seen['wide']} wide"
-        assert seen["scheme"] == scheme, name
-        assert not seen["hacked"], name
-        assert not seen["unnamed"], name
-        assert not seen["skipped"], name
-        assert not seen["faint"], name
-    assert not requests(log)
+def test_a_number_tells_its_last_digit_and_its_place(public: Path, chromium: Browser) -> None:
+    reader = Visitor(chromium)
+    reader.see(public / "generated" / "runs" / "mini-listops-s4d-scratch.html")
+    number = reader.page.locator("data[data-cell]").nth(1)
+    number.hover()
+    value, place = (number.get_attribute("title") or "").split("\n")
+    assert float(value) == float(number.get_attribute("value") or "")
+    assert place == "results/mini/listops/s4d/scratch/0/finetune/test/accuracy/value"
+
+
+@pytest.mark.browser
+def test_printed_pages_show_what_is_folded(public: Path, chromium: Browser) -> None:
+    reader = Visitor(chromium)
+    reader.see(public / "index.html")
+    folded = reader.page.locator("details:not([open]) table").first
+    assert not folded.is_visible()
+    reader.page.emulate_media(media="print")
+    assert folded.is_visible()
+    assert not reader.page.locator(".ns-tools").first.is_visible()
+
+
+@pytest.fixture
+def served(public: Path) -> Iterator[str]:
+    """The site over HTTP, at an address of this machine."""
+    handler = functools.partial(Quiet, directory=str(public))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.browser
+def test_the_search_finds_pages_over_http(served: str, chromium: Browser) -> None:
+    with chromium.new_context(viewport={"width": DESKTOP, "height": 900}) as context:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(served + "index.html")
+        page.keyboard.press("/")
+        page.keyboard.type("diagonal state-space")
+        first = page.locator(".md-search-result__link").first
+        first.wait_for()
+        assert "generated/" in (first.get_attribute("href") or "")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/generated/**")
+        assert not [url for url in asked if not url.startswith((served, "data:", "blob:"))]

@@ -124,7 +124,11 @@
   }
 
   document.querySelectorAll("table[data-facets]").forEach(equip);
+  const frames = document.querySelectorAll(".ns-frame");
   const watch = new ResizeObserver((entries) => entries.forEach((entry) => reach(entry.target)));
-  document.querySelectorAll(".ns-frame").forEach((frame) => watch.observe(frame));
+  for (const frame of frames) {
+    reach(frame);
+    watch.observe(frame);
+  }
   document.addEventListener("pointerover", tell);
 })();
