@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noscratch import code
+from noscratch.backbones import file_of
 from noscratch.errors import NoscratchError
 from noscratch.yaml_reader import read as read_yaml
 
@@ -133,11 +134,6 @@ class Params(_Strict):
     def tier(self) -> TierParams:
         """The tier that `run.tier` names."""
         return self.tiers[self.run.tier]
-
-
-def file_of(name: str) -> str:
-    """The file (without .py) behind the name of a task or backbone: the part before the first hyphen."""
-    return name.partition("-")[0]
 
 
 def backbone_module(name: str) -> str:

@@ -56,6 +56,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from noscratch.backbones import file_of
 from noscratch.errors import NoscratchError
 from noscratch.yaml_reader import Document, read
 
@@ -437,7 +438,7 @@ def _require(what: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def _require_backbone(name: str) -> None:
-    _require("backbone", name.partition("-")[0], BACKBONES)
+    _require("backbone", file_of(name), BACKBONES)
 
 
 def _check_need(need: int | None, quantities: int) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from noscratch.backbones import file_of
 from noscratch.results import cells, parquet_bytes, write_if_changed
 from noscratch.results.cells import BASELINES, Group
 from noscratch.results.claims import Paper, Trained, load
@@ -127,7 +128,7 @@ def _too_good(rows: Iterable[Row], best: Mapping[tuple[str, str], tuple[float, s
     for row in rows:
         if row["split"] != "test":
             continue
-        for task in (row["task"], row["task"].partition("-")[0]):  # a variant has no number of its own
+        for task in (row["task"], file_of(row["task"])):  # a variant has no number of its own
             claimed = best.get((task, "")) or best.get((task, row["metric"]))
             if claimed:
                 break

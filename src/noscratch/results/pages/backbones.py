@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from noscratch.backbones import file_of
 from noscratch.results.pages import numerics, performance
 from noscratch.results.pages.evidence import Evidence
 from noscratch.results.pages.markup import (
@@ -94,7 +95,7 @@ def _index(evidence: Evidence) -> Page:
 
 
 def _detail(evidence: Evidence, backbone: str) -> Page:
-    family = backbone.partition("-")[0]
+    family = file_of(backbone)
     page = Page(
         backbone_page(backbone),
         backbone,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from noscratch import tasks
+from noscratch.backbones import file_of
 from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence, Group, summarize
 from noscratch.results.pages.markup import (
@@ -49,7 +50,7 @@ def pages(evidence: Evidence) -> Iterator[Page]:
 
 def task_module(task: str) -> Any:
     """The task's file (a variant `text-legacy` is a setting of `text`), or None when it has left the package."""
-    name = task.partition("-")[0]
+    name = file_of(task)
     return tasks.load(name) if name in tasks.names() else None
 
 
