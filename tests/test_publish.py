@@ -9,6 +9,8 @@ import shutil
 import tomllib
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import markdown
@@ -18,9 +20,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import site_fixture
-from noscratch.results.pages import charts, downloads, numbers, numerics, scores
+from noscratch.results.pages import charts, cost, downloads, numbers, numerics, scores
 from noscratch.results.pages.evidence import PublishError
 from noscratch.results.pages.markup import Html, command, prose, slug, tag
+from noscratch.results.pages.tasks import task_module
 from noscratch.results.publish import GENERATED, publish
 from noscratch.sources.registry import SOURCES
 
@@ -386,10 +389,36 @@ def test_an_interval_beyond_the_metric_is_cut_with_an_arrow() -> None:
 @given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0, 1)), min_size=1, max_size=30))
 def test_the_front_of_pareto_is_beaten_by_nobody(points: list[tuple[float, float]]) -> None:
     front = charts.pareto(points)
-    for cost, gain in points:
-        better = [other for other in points if other != (cost, gain) and other[0] <= cost and other[1] >= gain]
-        assert ((cost, gain) in front) == (not better)
+    for spent, gain in points:
+        better = [other for other in points if other != (spent, gain) and other[0] <= spent and other[1] >= gain]
+        assert ((spent, gain) in front) == (not better)
     assert front == sorted(front)
+
+
+def test_a_shared_pretraining_counts_for_every_task_that_starts_from_it() -> None:
+    def row(task: str, phase: str, address: str, flops: float, of: str = "") -> dict[str, Any]:
+        cell = {"tier": "smoke", "task": task, "backbone": "bigs", "protocol": "corpus-masked", "seed": 0}
+        split, metric = ("train", "loss") if phase == "pretrain" else ("test", "accuracy")
+        return cell | {"phase": phase, "split": split, "metric": metric, "address": address, "flops": flops,
+                       "pretrain_address": of}  # fmt: skip
+
+    rows = [row("imdb", "pretrain", "a", 7.0), row("cola", "finetune", "b", 2.0, "a"),
+            row("rte", "finetune", "c", 3.0, "a"), row("rte", "pretrain", "d", 9.0)]  # fmt: skip
+    for task, wanted in (("cola", [7.0, 2.0]), ("rte", [7.0, 3.0])):
+        group = ("smoke", task, "bigs", "corpus-masked")
+        score = SimpleNamespace(cell=SimpleNamespace(seed=0))
+        evidence: Any = SimpleNamespace(
+            results=rows, scores={group: [score]}, rows_of=lambda g: [r for r in rows if r["task"] == g[1]]
+        )
+        spent = cost._compute(evidence, group)
+        assert [r["flops"] for r in spent] == wanted
+    assert "results/smoke/imdb/bigs/corpus-masked/0/pretrain" in str(cost._flops(spent[0])), "where the number is"
+
+
+def test_a_corpus_has_a_page_of_its_own_file() -> None:
+    assert task_module("imdb-long").SPEC.kind == "corpus"
+    assert task_module("text-legacy").SPEC.kind == "classification"
+    assert task_module("gone") is None
 
 
 def test_pairs_are_joined_and_smoke_is_a_draft() -> None:

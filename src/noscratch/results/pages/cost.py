@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from noscratch.results.pages import charts
-from noscratch.results.pages.evidence import PHASES, Evidence, Group, Run, summarize
+from noscratch.results.pages.evidence import PHASES, Evidence, Group, Run, cell_of, summarize
 from noscratch.results.pages.markup import (
     Cell,
     Column,
@@ -83,17 +83,19 @@ def _pareto(page: Page, evidence: Evidence, tier: str) -> None:
 
 
 def _compute(evidence: Evidence, group: Group) -> list[dict[str, Any]]:
-    """A row of results.parquet for each phase of the group's first seed, with its compute."""
+    """A row of results.parquet for each phase of the group's first seed, with its compute. A pretraining that several
+    tasks share is in the cell of its corpus."""
     seed = evidence.scores[group][0].cell.seed
+    tuned = next(row for row in evidence.rows_of(group) if (row["seed"], row["phase"]) == (seed, "finetune"))
     found: dict[str, dict[str, Any]] = {}
-    for row in evidence.rows_of(group):
-        if row["seed"] == seed and row["flops"] is not None:
+    for row in evidence.results:
+        if row["address"] in (tuned["address"], tuned["pretrain_address"]) and row["flops"] is not None:
             found.setdefault(row["phase"], row)
     return [found[phase] for phase in PHASES if phase in found]
 
 
 def _point(evidence: Evidence, group: Group, spent: Sequence[dict[str, Any]]) -> Row:
-    flops = {row["phase"]: _flops(group, row) for row in spent}
+    flops = {row["phase"]: _flops(row) for row in spent}
     cells = (
         link(task_page(group[1]), group[1]),
         link(backbone_page(group[2]), group[2]),
@@ -105,8 +107,9 @@ def _point(evidence: Evidence, group: Group, spent: Sequence[dict[str, Any]]) ->
     return Row(cells, {"task": [group[1]], "backbone": [group[2]], "protocol": [group[3]]})
 
 
-def _flops(group: Group, row: dict[str, Any]) -> Html:
-    address = at("results", *group, row["seed"], row["phase"], row["split"], row["metric"], "flops")
+def _flops(row: dict[str, Any]) -> Html:
+    cell = cell_of(row)
+    address = at("results", *cell.group, cell.seed, row["phase"], row["split"], row["metric"], "flops")
     return shown(address, "si:FLOP", row["flops"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,9 +50,13 @@ def pages(evidence: Evidence) -> Iterator[Page]:
 
 
 def task_module(task: str) -> Any:
-    """The task's file (a variant `text-legacy` is a setting of `text`), or None when it has left the package."""
+    """The file of a task (a variant `text-legacy` is a setting of `text`), or of a corpus that models are pretrained
+    on; None when it has left the package."""
     name = file_of(task)
-    return tasks.load(name) if name in tasks.names() else None
+    corpus = f"noscratch.corpora.{name}"
+    if name in tasks.names():
+        return tasks.load(name)
+    return importlib.import_module(corpus) if importlib.util.find_spec(corpus) else None
 
 
 def sources_of(evidence: Evidence, task: str) -> tuple[str, ...]:
@@ -93,7 +98,7 @@ def _index(evidence: Evidence) -> Page:
             (
                 tag("span", title, code(task), class_="ns-stack"),
                 module.SPEC.kind if module else "",
-                module.SPEC.metrics[0] if module else "",
+                ", ".join(module.SPEC.metrics[:1]) if module else "",
                 examples,
                 Cell(words(", ".join(sources_of(evidence, task)) or "generated" if module else ""), kind="ns-wide"),
                 finished(evidence, "task", task),
