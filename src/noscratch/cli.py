@@ -23,7 +23,7 @@ from rich.table import Table
 from noscratch import availability, telemetry
 from noscratch import status as progress
 from noscratch.audit.commands import COMMANDS
-from noscratch.device import rank
+from noscratch.device import rank, together
 from noscratch.errors import NoscratchError
 from noscratch.locks import descendants, only_run
 from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
@@ -151,8 +151,9 @@ def run(
     except Exception as error:
         if type(error).__name__ != "Interrupted":  # train.Interrupted; importing it would import torch for every fetch
             raise
-        out.print(f"{job.name}: stopped at a checkpoint; run the same command to go on")
-        sys.exit(EXIT_AGAIN)
+        if not rank():
+            out.print(f"{job.name}: stopped at a checkpoint; run the same command to go on")
+        sys.exit(0 if together() else EXIT_AGAIN)  # torchrun takes any other code for a failure
     if not rank():
         out.print(f"{job.name}: {state}")
 

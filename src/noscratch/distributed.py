@@ -17,6 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from noscratch.backbones._presets import Preset
 from noscratch.device import together
 from noscratch.errors import NoscratchError
 from noscratch.ranks import Alone, is_sharded
@@ -116,3 +117,14 @@ def shard(model: nn.Module) -> None:
         module = fully_shard(block)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def state_bytes(preset: Preset, ranks: int) -> int:
+    """Bytes of float32 parameters, gradients and AdamW's two moments that each of so many ranks keeps of a published
+    model when its blocks are sharded; 1: all of them. Counted on the meta device. Activations and the one block that
+    is gathered at a time come on top.
+    """
+    with torch.device("meta"):
+        first, other = (sum(p.numel() for p in preset.block(i).parameters()) for i in (0, 1))
+    blocks = first + (preset.layers - 1) * other
+    return 4 * 4 * (sum(preset.around.values()) + -(-blocks // ranks))
