@@ -115,6 +115,8 @@ def test_half_lines(tmp_path: Path) -> None:
         ("equivalent", "disagree", 6, "for a conflict"),
         ("seeds: 3", "seeds: 1", 18, "`seeds`"),
         ("seeds: 3", "seeds: 3\n    need: 4", 6, "`need` is at most"),
+        ("seeds: 3", "seeds: 3\n    looks: [5, 10]", 6, "`looks` ascend from `seeds`"),
+        ("seeds: 3", "seeds: 3\n    looks: [3, 10, 5]", 6, "`looks` ascend"),
         ("tier: paper", "tier: smoke", 19, "`tier`"),
         ("    version: 1\n", "", 6, "`version`: this key is required"),
         ("source: paper", "source: memory", 10, "key of `sources`"),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noscratch.results import parquet_bytes
+from noscratch.results import parquet_bytes, statistics
 from noscratch.results.claims import Trained, load
 from noscratch.results.collect import SCHEMA as RESULTS
 from noscratch.results.judge import KEY, SCHEMA, judge
@@ -221,6 +221,26 @@ def test_ledger_at_smoke(tmp_path: Path) -> None:
         "paper": "runs: listops/transformer/spt-masked at tier paper, listops/transformer/scratch at tier paper",
     }
     assert all(row["verdict"] == "supported" for row in found if row["kind"] == "conflict")
+
+
+def test_looks(tmp_path: Path) -> None:
+    """Five seeds against looks at 3, 5 and 10: what either look shows stays found, at its part of alpha."""
+    looks = ACCURACY.replace("seeds: 3", "seeds: 3, looks: [3, 5, 10]")
+    cell = {("listops", "s4", "scratch"): 0.6}
+    found = {name: verdicts(tmp_path / name, rows(cell), ledger)[1] for name, ledger in (("a", ACCURACY), ("b", looks))}
+    assert found["a"]["verdict"] == found["b"]["verdict"] == "supported"
+    assert found["a"]["p_support"] < found["b"]["p_support"], "looking often has its price"
+    assert found["a"]["n"] == found["b"]["n"] == 5
+    values = [100 * row["value"] for row in rows(cell)]
+    tests = [statistics.region(statistics.mean(values[:n]), 59.0, 61.0)[0] for n in (3, 5)]
+    assert found["b"]["p_support"] == pytest.approx(statistics.sequential(tests, [3, 5, 10]))
+    wide = [row | {"value": 0.60 + 20 * NOISE[row["seed"]]} for row in rows(cell)]
+    [headline, row] = verdicts(tmp_path / "c", wide, looks)
+    assert headline["verdict"] == row["verdict"] == "inconclusive"
+    assert row["missing"] == "seeds: 10 for the next look (have 5)"
+    [_, row] = verdicts(tmp_path / "d", wide[:4], looks)
+    first = statistics.region(statistics.mean([100 * row["value"] for row in wide[:3]]), 59.0, 61.0)[0]
+    assert row["p_support"] == pytest.approx(min(1.0, first / 0.09)), "the fourth seed waits for the next look"
 
 
 def test_too_few_seeds(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ A claim about trained models (accuracy, difference) adds
                                  tasks. Where `cells` has no backbone: backbone -> quantity -> number
     need                         how many of the quantities must hold for the claim to hold (all, unless stated)
     seeds, tier                  the least that settles it
+    looks                        numbers of seeds at which it may be tested, ascending from `seeds`, so that it may stop
+                                 early: what a look may spend of alpha is fixed by them. Without, it is tested with all
+                                 seeds of the plan, and adding some after a look at the result is not honest
 
 a measured one (efficiency, architecture, numerics)
 
@@ -195,6 +198,7 @@ class Trained(_Claim):
     values: dict[str, Value | dict[str, Value]] = Field(min_length=1)
     need: Annotated[int, Field(ge=1)] | None = None
     seeds: Annotated[int, Field(ge=2)]
+    looks: Annotated[list[int], Field(min_length=2)] | None = None
     tier: Literal["mini", "paper"]
 
     @model_validator(mode="after")
@@ -210,6 +214,8 @@ class Trained(_Claim):
             raise ValueError("a `mean` says which tasks it is `over`, and nothing else does")
         for task in self.over or []:
             _require("task", task, TASKS)
+        if self.looks is not None and (self.looks[0] != self.seeds or self.looks != sorted(set(self.looks))):
+            raise ValueError(f"`looks` ascend from `seeds` ({self.seeds}); got {self.looks}")
         _check_need(self.need, len(self.quantities))
         return self
 

@@ -24,8 +24,10 @@ sorted by KEY:
     cells                        JSON list of "task/backbone/protocol" that the quantity uses
 
 A quantity is settled only by its claim's tier or a higher one, with all planned runs finished and at least its seeds:
-failed runs are never left out. The family of Holm's adjustment is every quantity of the paper that can be settled at
-the tier. A headline holds if `need` of its quantities are supported, and fails if too few can still be.
+failed runs are never left out. A claim with `looks` is tested at each of them with as many seeds, the lowest, by a rule
+that bounds the error of all looks together (statistics.sequential). The family of Holm's adjustment is every quantity
+of the paper that can be settled at the tier. A headline holds if `need` of its quantities are supported, and fails if
+too few can still be.
 """
 
 from __future__ import annotations
@@ -83,6 +85,10 @@ class Sample:
 
     values: dict[int, float]
     degenerate: int
+
+    def first(self, n: int) -> Sample:
+        """The sample as it was when it had n seeds."""
+        return Sample({seed: self.values[seed] for seed in sorted(self.values)[:n]}, self.degenerate)
 
 
 @dataclass
@@ -249,13 +255,13 @@ def _trained(claim: Trained, quantity: Quantity, tier: str, grid: Grid) -> Findi
 def _measure(claim: Trained, finding: Finding, first: Sample, others: Sequence[Sample]) -> None:
     """Fill in estimate, interval, indication and p-values from the samples."""
     edges = claim.test.region(finding.quantity.low, finding.quantity.high)
-    scale = _Scale(claim.unit)
+    scale = Scale(claim.unit)
     if finding.n < 2:
         finding.estimate = scale.single(first, others)
         finding.indication = "none" if finding.tier == "smoke" else "unclear"
         return
-    estimates = [scale.estimate(first, other) for other in others] or [scale.estimate(first, None)]
-    tests = [statistics.region(estimate, *(scale.edge(edge) for edge in edges)) for estimate, _ in estimates]
+    estimates = scale.estimates(first, others)
+    tests = [scale.test(estimate, edges) for estimate, _ in estimates]
     # Several comparisons must all hold (intersection-union); the hardest one is shown.
     hardest = max(range(len(tests)), key=lambda i: (tests[i][0], -estimates[i][0].value))
     estimate, finding.comparison = estimates[hardest]
@@ -266,8 +272,25 @@ def _measure(claim: Trained, finding: Finding, first: Sample, others: Sequence[S
         finding.indication = _indication((low, high), edges)
     if estimate.error == 0 and finding.degenerate == 0:
         finding.missing["spread"] = ["all seeds give one value, so their spread is unknown"]
-    if not finding.missing:
-        finding.p = max(p for p, _ in tests), min(1.0, min(p for _, p in tests) * len(tests))
+    if finding.missing:
+        return
+    if claim.looks is None:
+        finding.p = _joint(tests)
+        return
+    looks = [look for look in claim.looks if look <= finding.n]
+    found = []
+    for look in looks:
+        then = scale.estimates(first.first(look), [other.first(look) for other in others])
+        found.append(_joint([scale.test(estimate, edges) for estimate, _ in then]))
+    support, contradict = zip(*found, strict=True)
+    finding.p = statistics.sequential(support, claim.looks), statistics.sequential(contradict, claim.looks)
+    if len(looks) < len(claim.looks):
+        finding.missing["seeds"] = [f"{claim.looks[len(looks)]} for the next look (have {finding.n})"]
+
+
+def _joint(tests: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The p-values for "all comparisons hold" and for "one of them fails"."""
+    return max(p for p, _ in tests), min(1.0, min(p for _, p in tests) * len(tests))
 
 
 def _indication(interval: tuple[float, float], edges: tuple[float, float]) -> str:
@@ -278,7 +301,7 @@ def _indication(interval: tuple[float, float], edges: tuple[float, float]) -> st
     return "unclear"
 
 
-class _Scale:
+class Scale:
     """From scores (accuracy 0.5) to a claim's unit (50 percent) and back from the log scale of a relative gain."""
 
     def __init__(self, unit: str) -> None:
@@ -297,6 +320,19 @@ class _Scale:
         else:
             estimate = statistics.paired(a, b) if shared else statistics.welch(a, b)
         return estimate, "paired" if shared else "welch"
+
+    def values(self, sample: Sample) -> list[float]:
+        """The scores of a sample on the scale of the estimate."""
+        values = [value * self.factor for value in sample.values.values()]
+        return [math.log(value) for value in values] if self.relative else values
+
+    def estimates(self, first: Sample, others: Sequence[Sample]) -> list[tuple[statistics.Estimate, str]]:
+        """One estimate for each comparison, or the one of a sample that is compared with none."""
+        return [self.estimate(first, other) for other in others] or [self.estimate(first, None)]
+
+    def test(self, estimate: statistics.Estimate, edges: tuple[float, float]) -> tuple[float, float]:
+        """The p-values for "inside the published edges" and for "outside"."""
+        return statistics.region(estimate, self.edge(edges[0]), self.edge(edges[1]))
 
     def single(self, first: Sample, others: Sequence[Sample]) -> float:
         """The mean or smallest difference where one seed leaves no spread to estimate."""

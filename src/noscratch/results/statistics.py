@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import special
@@ -95,6 +96,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     if not p_values:
         return []
     return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+
+
+def spending(looks: Sequence[int]) -> tuple[float, ...]:
+    """The part of alpha that each look may spend, looks being numbers of seeds in ascending order: the growth of the
+    square of the share of seeds that are in. Little is spent early, where spreads are hardly known."""
+    if not looks or min(looks) < 2 or list(looks) != sorted(set(looks)):
+        raise NoscratchError(f"Looks are ascending numbers of seeds, two at least; got {list(looks)}.")
+    shares = [0.0, *((look / looks[-1]) ** 2 for look in looks)]
+    return tuple(after - before for before, after in pairwise(shares))
+
+
+def sequential(p_values: Sequence[float], looks: Sequence[int]) -> float:
+    """One p-value for all looks that were taken so far: `p_values[k]` is of the data at look k.
+
+    Each look is tested at its part of alpha, and what is found once stays found. The parts add up to alpha
+    (Bonferroni), so the error is bounded however the looks depend on each other, with three seeds too. The boundaries
+    of group sequential designs, which take test statistics for normal, spend up to 5.8 % instead of 5 % there.
+    """
+    parts = spending(looks)
+    if not 1 <= len(p_values) <= len(parts):
+        raise NoscratchError(f"{len(looks)} looks have one to {len(looks)} p-values; got {len(p_values)}.")
+    return min(1.0, *(p / part for p, part in zip(p_values, parts, strict=False)))
 
 
 def _one_sided(estimate: Estimate, edge: float, below: bool = False) -> float:
