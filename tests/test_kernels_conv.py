@@ -23,21 +23,15 @@ from tolerances import GOLDEN, assert_close, error, tolerance
 BACKENDS = conv.LONG_CONV_BACKENDS
 backends = st.sampled_from(BACKENDS)
 offsets = st.sampled_from((0, 1))
-GENERIC = ("normal", "uniform")
 
 
 @st.composite
 def inputs(draw: st.DrawFn, most: int = 70) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """u, k, D, k_reverse; kernels shorter, equal and longer than the input."""
-    dtype = draw(own.dtypes())
+    make = own.Source(draw)
     batch, H, L = draw(own.sizes(3)), draw(own.sizes(3)), draw(own.lengths(most))
-    taps, reverse_taps = (draw(st.one_of(st.just(L), own.lengths(most))) for _ in range(2))
-    return (
-        draw(own.reals(batch, H, L, dtype=dtype)),
-        draw(own.reals(H, taps, dtype=dtype)),
-        draw(own.reals(H, dtype=dtype)),
-        draw(own.reals(H, reverse_taps, dtype=dtype)),
-    )
+    taps, reverse_taps = (L if draw(st.booleans()) else draw(own.lengths(most)) for _ in range(2))
+    return make.reals(batch, H, L), make.reals(H, taps), make.reals(H), make.reals(H, reverse_taps)
 
 
 def size_of(u: Tensor, *kernels: Tensor) -> float:
@@ -50,7 +44,7 @@ def test_fast_is_direct_values_and_gradients(x: tuple[Tensor, ...], offset: int,
         return lambda u, k, D, r: long_conv(u, k, D, r, offset, backend=backend)
 
     u, k, D, r = x
-    g = torch.randn(u.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
+    g = own.normal(seed, *u.shape, dtype=torch.float32)
     got = run(form("fast"), x, g)
     want = run(form("reference"), [wide(t) for t in x], g.double())
     bound = tolerance(u.dtype, u.shape[-1])
@@ -69,10 +63,10 @@ def test_causal_form_is_numpy_convolve(x: tuple[Tensor, ...], backend: str) -> N
     assert_close(y, want, tolerance(u.dtype, u.shape[-1]), size_of(u, k, D))
 
 
-@given(inputs(), st.data(), backends)
-def test_causality(x: tuple[Tensor, ...], data: st.DataObject, backend: str) -> None:
+@given(inputs(), own.places(), backends)
+def test_causality(x: tuple[Tensor, ...], place: int, backend: str) -> None:
     u, k, D, _ = x
-    t = data.draw(st.integers(0, u.shape[-1]))
+    t = place % (u.shape[-1] + 1)
     change = torch.zeros_like(u)
     change[..., t:] = 1000.0
     before, after = (long_conv(v, k, D, backend=backend)[..., :t] for v in (u, u + change))
@@ -81,20 +75,20 @@ def test_causality(x: tuple[Tensor, ...], data: st.DataObject, backend: str) -> 
     assert_close(after, before, bound, size_of(u + change, k, D) + size_of(u, k, D))
 
 
-@given(inputs(), st.data(), offsets)
-def test_reverse_kernel_sees_only_the_future(x: tuple[Tensor, ...], data: st.DataObject, offset: int) -> None:
+@given(inputs(), own.places(), offsets)
+def test_reverse_kernel_sees_only_the_future(x: tuple[Tensor, ...], place: int, offset: int) -> None:
     u, k, _, r = x
-    t = data.draw(st.integers(0, u.shape[-1]))
+    t = place % (u.shape[-1] + 1)
     change = torch.zeros_like(u)
     change[..., :t] = 1000.0
     before, after = (long_conv(v, 0 * k, None, r, offset)[..., t:] for v in (u, u + change))
     assert_close(after, before, tolerance(u.dtype, u.shape[-1]), size_of(u + change, r) + size_of(u, r))
 
 
-@given(inputs(), backends, offsets, st.floats(-4, 4, width=16), st.data())
-def test_linear_in_u(x: tuple[Tensor, ...], backend: str, offset: int, c: float, data: st.DataObject) -> None:
+@given(inputs(), backends, offsets, st.floats(-4, 4, width=16), own.seeds())
+def test_linear_in_u(x: tuple[Tensor, ...], backend: str, offset: int, c: float, seed: int) -> None:
     u, k, D, r = x
-    v = data.draw(own.reals(*u.shape, dtype=u.dtype))
+    v = own.normal(seed, *u.shape, dtype=u.dtype)
 
     def apply(w: Tensor) -> Tensor:
         return long_conv(w, k, D, r, offset, backend=backend)
@@ -103,10 +97,10 @@ def test_linear_in_u(x: tuple[Tensor, ...], backend: str, offset: int, c: float,
     assert_close(apply(c * u + v), c * apply(u) + apply(v), 2 * tolerance(u.dtype, u.shape[-1]), scale)
 
 
-@given(inputs(), backends, offsets, st.floats(-4, 4, width=16), st.data())
-def test_linear_in_kernels(x: tuple[Tensor, ...], backend: str, offset: int, c: float, data: st.DataObject) -> None:
+@given(inputs(), backends, offsets, st.floats(-4, 4, width=16), own.seeds())
+def test_linear_in_kernels(x: tuple[Tensor, ...], backend: str, offset: int, c: float, seed: int) -> None:
     u, *first = x
-    second = [data.draw(own.reals(*k.shape, dtype=u.dtype)) for k in first]
+    second = [own.normal(seed + i, *k.shape, dtype=u.dtype) for i, k in enumerate(first)]
 
     def apply(kernels: list[Tensor]) -> Tensor:
         return long_conv(u, *kernels, offset, backend=backend)
@@ -116,22 +110,22 @@ def test_linear_in_kernels(x: tuple[Tensor, ...], backend: str, offset: int, c: 
     assert_close(both, c * apply(first) + apply(second), 2 * tolerance(u.dtype, u.shape[-1]), scale)
 
 
-@given(inputs(), st.data(), backends)
-def test_shift(x: tuple[Tensor, ...], data: st.DataObject, backend: str) -> None:
+@given(inputs(), own.places(), backends)
+def test_shift(x: tuple[Tensor, ...], place: int, backend: str) -> None:
     u, k, D, _ = x
     L = u.shape[-1]
-    by = data.draw(st.integers(0, L))
+    by = place % (L + 1)
     late = torch.cat([torch.zeros_like(u[..., :by]), u[..., : L - by]], dim=-1)
     y, y_late = (long_conv(v, k, D, backend=backend) for v in (u, late))
     want = torch.cat([torch.zeros_like(y[..., :by]), y[..., : L - by]], dim=-1)
     assert_close(y_late, want, 2 * tolerance(u.dtype, L), size_of(u, k, D))
 
 
-@given(inputs(), st.data())
-def test_adjoint(x: tuple[Tensor, ...], data: st.DataObject) -> None:
+@given(inputs(), own.seeds())
+def test_adjoint(x: tuple[Tensor, ...], seed: int) -> None:
     """<K u, v> = <u, K* v>, where K* reads the kernel backwards from the same position."""
     u, k, _, r = x
-    v = data.draw(own.reals(*u.shape, dtype=u.dtype))
+    v = own.normal(seed, *u.shape, dtype=u.dtype)
     forward = long_conv(u, k, None, r, 1)
     shifted = torch.cat([torch.zeros_like(r[:, :1]), r], dim=-1)  # lag 1 of the reverse kernel, as a causal kernel
     backward = long_conv(v, shifted, None, k, 0)
@@ -153,7 +147,7 @@ def test_bidirectional_is_forward_plus_reversed(x: tuple[Tensor, ...], backend: 
 
 @given(inputs(), offsets, st.integers(1, 200), st.integers(1, 4), own.seeds())
 def test_blocks_do_not_matter(x: tuple[Tensor, ...], offset: int, block: int, rows: int, seed: int) -> None:
-    g = torch.randn(x[0].shape, generator=torch.Generator().manual_seed(seed), dtype=x[0].dtype)
+    g = own.normal(seed, *x[0].shape, dtype=x[0].dtype)
     whole = run(lambda u, k, D, r: long_conv(u, k, D, r, offset), x, g)
     with mock.patch.object(conv, "BLOCK", block), mock.patch.object(conv, "LEAST_ROWS", rows):
         parts = run(lambda u, k, D, r: long_conv(u, k, D, r, offset), x, g)
@@ -267,7 +261,7 @@ def test_what_does_not_fit_is_an_error(change: dict[str, Any], says: str) -> Non
 @st.composite
 def segments(draw: st.DrawFn) -> Tensor:
     S, H, d = draw(own.sizes(5)), draw(own.sizes(3)), draw(own.lengths(9))
-    return draw(own.reals(S, H, d, dtype=draw(own.dtypes()), families=GENERIC))
+    return own.Source(draw).reals(S, H, d, families=own.GENERIC)
 
 
 multipliers = st.sampled_from((0.5, 1.0, 1.5, 2.0))
@@ -277,10 +271,10 @@ def taps(W: Tensor) -> int:
     return W.shape[2] * 2 ** (W.shape[0] - 1)
 
 
-@given(segments(), multipliers, st.data())
-def test_sgconv_fast_is_reference(W: Tensor, multiplier: float, data: st.DataObject) -> None:
-    length = data.draw(st.integers(1, taps(W)))
-    g = data.draw(own.reals(W.shape[1], length, dtype=W.dtype, families=GENERIC))
+@given(segments(), multipliers, own.places(), own.seeds())
+def test_sgconv_fast_is_reference(W: Tensor, multiplier: float, place: int, seed: int) -> None:
+    length = place % taps(W) + 1
+    g = own.normal(seed, W.shape[1], length, dtype=W.dtype)
     got = run(lambda w: sgconv_kernel(w, multiplier, length, backend="fast"), (W,), g)
     want = run(lambda w: sgconv_kernel(w, multiplier, length, backend="reference"), (wide(W),), wide(g))
     # The norm has at least the size of one head; dK/dW at least 1 / norm, times weights up to multiplier^(S - 1).
@@ -299,9 +293,9 @@ def test_sgconv_is_interpolation(W: Tensor, multiplier: float) -> None:
     assert_close(got.norm(dim=-1), torch.ones(len(got)), tolerance(W.dtype, taps(W)))
 
 
-@given(segments(), multipliers, st.data(), backends)
-def test_sgconv_shorter_is_a_prefix(W: Tensor, multiplier: float, data: st.DataObject, backend: str) -> None:
-    length = data.draw(st.integers(1, taps(W)))
+@given(segments(), multipliers, own.places(), backends)
+def test_sgconv_shorter_is_a_prefix(W: Tensor, multiplier: float, place: int, backend: str) -> None:
+    length = place % taps(W) + 1
     whole, part = (sgconv_kernel(W, multiplier, n, backend=backend) for n in (taps(W), length))
     assert torch.equal(part, whole[:, :length])
 

@@ -23,30 +23,33 @@ MAPS: dict[str, Callable[..., Tensor]] = {
     "block_dense": block_dense,
     "block_shuffle": block_shuffle,
 }
-kinds = st.sampled_from(tuple(MAPS))
+leading = st.lists(own.sizes(3), max_size=2)
 backends = st.sampled_from(structured.STRUCTURED_BACKENDS)
 
 
 @st.composite
-def maps(draw: st.DrawFn, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    """x (with 1 to 3 dimensions) and the two weights of `kind`."""
-    dtype = draw(own.dtypes())
+def maps(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(MAPS)) -> tuple[str, tuple[Tensor, Tensor, Tensor]]:
+    """A kind, x (with 1 to 3 dimensions) and the two weights of that kind."""
+    kind, make = draw(own.choice(kinds)), own.Source(draw)
     b1, b2, i, o, unit = (draw(own.sizes(4)) for _ in range(5))
     if kind != "block_shuffle":
         b2 = 1
     rank = b1 * b2 * unit
     first = (b1, rank // b1, i) if kind != "low_rank" else (rank, b1 * i)
     second = (b2, o, rank // b2) if kind == "block_shuffle" else (o, rank)
-    lead = draw(st.lists(own.sizes(3), max_size=2))
+    lead = draw(leading)
     shapes = ((*lead, b1 * i), first, second)
-    x, w1, w2 = (draw(own.reals(*shape, dtype=dtype)) for shape in shapes)
-    return x, w1, w2
+    x, w1, w2 = (make.reals(*shape) for shape in shapes)
+    return kind, (x, w1, w2)
 
 
-@given(st.data(), kinds, own.seeds())
-def test_fast_is_the_dense_matrix_values_and_gradients(data: st.DataObject, kind: str, seed: int) -> None:
-    x, w1, w2 = inputs = data.draw(maps(kind))
-    g = torch.randn(MAPS[kind](*inputs).shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+@given(maps(), own.seeds())
+def test_fast_is_the_dense_matrix_values_and_gradients(
+    drawn: tuple[str, tuple[Tensor, Tensor, Tensor]], seed: int
+) -> None:
+    kind, inputs = drawn
+    x, w1, w2 = inputs
+    g = own.normal(seed, *MAPS[kind](*inputs).shape, dtype=x.dtype)
     got = run(MAPS[kind], inputs, g)
     want = run(lambda x, w1, w2: x @ dense_of(kind, w1, w2).T, [wide(t) for t in inputs], wide(g))
     a, b, c, d = (norm(t) for t in (x, w1, w2, g))
@@ -55,20 +58,27 @@ def test_fast_is_the_dense_matrix_values_and_gradients(data: st.DataObject, kind
         assert_close(i, j, tolerance(x.dtype, x.shape[-1]), scale, name)
 
 
-@given(st.data(), own.dtypes(), own.seeds(), st.booleans())
-def test_linear_is_a_sum_of_products(data: st.DataObject, dtype: torch.dtype, seed: int, strided: bool) -> None:
-    lead, i, o = data.draw(st.lists(own.sizes(3), max_size=3)), data.draw(own.lengths(40)), data.draw(own.lengths(40))
-    x, w, b = (data.draw(own.reals(*shape, dtype=dtype)) for shape in ((*lead, i), (o, i), (o,)))
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (1 to 4 dimensions), w, b and a cotangent of w x + b."""
+    make, lead, i, o = own.Source(draw), draw(leading), draw(own.lengths(40)), draw(own.lengths(40))
+    lead = [1] * draw(st.booleans()) + lead
+    return make.reals(*lead, i), make.reals(o, i), make.reals(o), make.reals(*lead, o, families=("normal",))
+
+
+@given(layers(), st.booleans())
+def test_linear_is_a_sum_of_products(drawn: tuple[Tensor, Tensor, Tensor, Tensor], strided: bool) -> None:
+    x, w, b, g = drawn
+    o, i = w.shape
     if strided:
         x, w = torch.stack([x, -x], dim=-1)[..., 0], w.T.contiguous().T
-    g = torch.randn(*lead, o, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     scales = (norm(x) * norm(w) + norm(b), norm(g) * norm(w), norm(g) * norm(x), norm(g) * (g.numel() / o) ** 0.5)
     want = run(lambda x, w, b: (x.unsqueeze(-2) * w).sum(-1) + b, [wide(t) for t in (x, w, b)], wide(g))
     for backend in structured.LINEAR_BACKENDS:
         got = run(lambda x, w, b, backend=backend: linear(x, w, b, backend=backend), (x, w, b), g)
         for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
-            assert_close(j, k, tolerance(dtype, max(i, o, g.numel())), scale, f"{name}, {backend}")
-        assert_close(linear(x, w, backend=backend) + b, got[0], tolerance(dtype, i), scales[0])
+            assert_close(j, k, tolerance(x.dtype, max(i, o, g.numel())), scale, f"{name}, {backend}")
+        assert_close(linear(x, w, backend=backend) + b, got[0], tolerance(x.dtype, i), scales[0])
 
 
 LAYOUTS = [(3, 256, 4, 8), (1, 300, 7, 4), (2, 1201, 5, 6), (2, 7, 3, 2)]
@@ -122,17 +132,17 @@ def test_linear_follows_autocast(backend: str) -> None:
         assert linear(torch.ones(2, 3), torch.ones(4, 3), backend=backend).dtype == torch.bfloat16
 
 
-@given(st.data(), kinds)
-def test_backends_agree(data: st.DataObject, kind: str) -> None:
-    inputs = data.draw(maps(kind))
+@given(maps())
+def test_backends_agree(drawn: tuple[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    kind, inputs = drawn
     fast, reference = (MAPS[kind](*inputs, backend=backend) for backend in structured.STRUCTURED_BACKENDS)
     scale = norm(inputs[0]) * norm(inputs[1]) * norm(inputs[2])
     assert_close(fast, reference, tolerance(fast.dtype, inputs[0].shape[-1]), scale)
 
 
-@given(st.data(), kinds, backends, st.floats(-4, 4, width=16))
-def test_linear(data: st.DataObject, kind: str, backend: str, c: float) -> None:
-    x, w1, w2 = data.draw(maps(kind))
+@given(maps(), backends, st.floats(-4, 4, width=16))
+def test_linear(drawn: tuple[str, tuple[Tensor, Tensor, Tensor]], backend: str, c: float) -> None:
+    kind, (x, w1, w2) = drawn
     other = x.flip(-1)
 
     def apply(x: Tensor) -> Tensor:
@@ -144,9 +154,9 @@ def test_linear(data: st.DataObject, kind: str, backend: str, c: float) -> None:
     assert not apply(0 * x).any()
 
 
-@given(st.data())
-def test_one_block_is_low_rank(data: st.DataObject) -> None:
-    x, a, b = data.draw(maps("low_rank"))
+@given(maps(("low_rank",)))
+def test_one_block_is_low_rank(drawn: tuple[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    _, (x, a, b) = drawn
     scale = norm(x) * norm(a) * norm(b)
     want = low_rank(x, a, b)
     for got in (block_dense(x, a.unsqueeze(0), b), block_shuffle(x, a.unsqueeze(0), b.unsqueeze(0))):

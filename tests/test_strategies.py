@@ -35,9 +35,8 @@ def test_lengths_reach_the_corners(wanted: object) -> None:
 
 @given(own.lengths(40), own.dtypes(), st.data())
 def test_values_are_exact_in_float32(n: int, dtype: torch.dtype, data: st.DataObject) -> None:
-    for kind in (own.reals, own.complexes, own.steps, own.spectra):
-        values = kind(2, n, dtype=dtype)
-        x = data.draw(values)
+    make = own.Source(data.draw, dtype)
+    for x in (make.reals(2, n), make.complexes(2, n), make.steps(2, n), make.spectra(2, n), make.poles(2, n)):
         narrow = torch.complex64 if x.is_complex() else torch.float32
         assert x.shape[-1] == n
         assert x.dtype == (own.complex_of(dtype) if x.is_complex() else dtype)
@@ -47,7 +46,7 @@ def test_values_are_exact_in_float32(n: int, dtype: torch.dtype, data: st.DataOb
 @pytest.mark.parametrize("family", own.FAMILIES)
 @given(st.data(), own.lengths(40, 2))
 def test_families_are_what_they_are_called(family: str, data: st.DataObject, n: int) -> None:
-    x = data.draw(own.reals(3, n, families=(family,)))
+    x = own.Source(data.draw).reals(3, n, families=(family,))
     if family == "zero":
         assert not x.any()
     elif family == "impulse":
@@ -63,15 +62,26 @@ def test_families_are_what_they_are_called(family: str, data: st.DataObject, n: 
 
 @given(st.data(), own.sizes(), own.dtypes())
 def test_parameters_are_admissible(data: st.DataObject, n: int, dtype: torch.dtype) -> None:
-    dt = data.draw(own.steps(n, dtype=dtype, low=1e-3, high=0.1))
+    make = own.Source(data.draw, dtype)
+    dt = make.steps(n, low=1e-3, high=0.1)
     assert ((dt >= 1e-3 * (1 - 1e-6)) & (dt <= 0.1 * (1 + 1e-6))).all()
-    assert (data.draw(own.spectra(2, n, dtype=dtype)).real < 0).all()
-    assert (data.draw(own.poles(2, n, dtype=dtype)).to(torch.complex128).abs() <= 1).all()
+    assert (make.spectra(2, n).real < 0).all()
+    assert (make.poles(2, n).to(torch.complex128).abs() <= 1).all()
+
+
+@given(own.seeds(), own.sizes(), own.lengths(40), own.dtypes())
+def test_a_source_repeats_itself_by_its_seed(seed: int, m: int, n: int, dtype: torch.dtype) -> None:
+    first, again, other = (own.normal(s, m, n, dtype=dtype) for s in (seed, seed, seed + 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.dtype == dtype
+    assert torch.equal(first.float().to(dtype), first)
 
 
 def test_spectra_reach_the_axis_and_both_signs() -> None:
-    assert (find(own.spectra(8), lambda A: bool((A.real > -1e-5).all())).real < 0).all()
-    assert find(own.spectra(8), lambda A: bool((A.imag < 0).any() and (A.imag > 0).any())).shape == (8,)
+    spectra = own.made(lambda make: make.spectra(8))
+    assert (find(spectra, lambda A: bool((A.real > -1e-5).all())).real < 0).all()
+    assert find(spectra, lambda A: bool((A.imag < 0).any() and (A.imag > 0).any())).shape == (8,)
 
 
 @given(own.lengths(2**12), own.lengths(2**12))
@@ -89,7 +99,7 @@ def test_tolerance_stays_tight() -> None:
 
 @given(st.data(), own.lengths(40))
 def test_error_reports_max_and_rms(data: st.DataObject, n: int) -> None:
-    want = data.draw(own.reals(n, families=("constant",)))
+    want = own.Source(data.draw).reals(n, families=("constant",))
     got = want.clone()
     got[0] += 0.5
     found = error(got, want)
