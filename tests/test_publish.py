@@ -20,7 +20,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import site_fixture
-from noscratch.results.pages import charts, cost, downloads, numbers, numerics, scores
+from noscratch.results.pages import charts, cost, downloads, learning, numbers, numerics, scores
 from noscratch.results.pages.evidence import PublishError
 from noscratch.results.pages.markup import Html, command, prose, slug, tag
 from noscratch.results.pages.tasks import task_module
@@ -439,7 +439,8 @@ HISTORY = [
         "version": 1,
         "tier": "mini",
         "verdict": verdict,
-        "figures": {"listops": {"estimate": 20.25, "n": 5}, "why": "<b>"},
+        "digest": "0123456789ab",
+        "figures": {"listops": {"estimate": 20.25, "interval_low": 19.5, "interval_high": 21.0, "n": 5}},
     }
     for verdict in ("inconclusive", "supported")
 ]
@@ -450,8 +451,8 @@ def test_the_history_of_a_verdict_is_told_and_fed(copy: Path) -> None:
     (copy / "reports" / "verdicts.jsonl").write_text(lines, encoding="utf-8")
     publish(copy)
     for name in ("claims/spt-gain.md", "changelog.md"):
-        assert 'data-cell="history/1#/figures/listops/estimate"' in pages(copy)[name]
-        assert "<b>&" not in pages(copy)[name]
+        assert 'data-cell="history/1#/figures/listops/estimate,interval_low,interval_high,n"' in pages(copy)[name]
+        assert "<b>20.25 points</b> <small>[19.5, 21] n = 5</small>" in pages(copy)[name]
     assert "No verdict has been published yet." in pages(copy)["claims/spt-s4d.md"]
     folder = copy / GENERATED
     assert json.loads((folder / "claims" / "spt-gain.json").read_text(encoding="utf-8"))["history"] == HISTORY
@@ -461,3 +462,22 @@ def test_the_history_of_a_verdict_is_told_and_fed(copy: Path) -> None:
     assert titles == [f"spt-gain, version 1: {line['verdict']} at tier mini" for line in reversed(HISTORY)]
     assert feed.findtext(f"{atom}updated") == "2027-01-02T00:00:00Z"
     assert len({entry.findtext(f"{atom}id") for entry in feed.findall(f"{atom}entry")}) == 2
+
+
+def test_onsets_and_flags_are_shown(copy: Path) -> None:
+    site_fixture.run(copy, "mini", "listops", "majority", "scratch", 0, skill=0.1)
+    site_fixture.report(copy, sorted(path.parent for path in (copy / "data" / "runs").rglob("record.json")))
+    publish(copy)
+    task = pages(copy)["tasks/listops.md"]
+    assert "A baseline: the most frequent class" in pages(copy)["backbones/majority.md"]
+    assert "When runs begin to learn" in task
+    assert re.search(
+        r'data-cell="cells/mini/listops/transformer/scratch/[^"]*/learned,learned_low,learned_high,runs"', task
+    )
+    assert "Runs to look at twice" in pages(copy)["failures.md"]
+
+
+def test_a_survival_curve_steps_down_where_runs_learn() -> None:
+    row = {"onsets": json.dumps({"0": 20, "1": 20, "2": 60, "3": None}), "budget": 100}
+    corners = [(0.0, 1.0), (20.0, 1.0), (20.0, 0.5), (60.0, 0.5), (60.0, 0.25), (100.0, 0.25)]
+    assert learning.survival(row) == corners

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noscratch.backbones import file_of
+from noscratch.plan import BASELINES
 from noscratch.results.pages import numerics, performance
 from noscratch.results.pages.evidence import Evidence
 from noscratch.results.pages.markup import (
@@ -42,6 +43,7 @@ def pages(evidence: Evidence) -> Iterator[Page]:
 class Description:
     """A backbone's file, read without importing it (that would load torch): what it says of itself and its settings."""
 
+    file: str
     doc: str
     paper: str
     defaults: str
@@ -50,6 +52,8 @@ class Description:
 
 def describe(backbone: str) -> Description | None:
     """None for a backbone whose file has left the package."""
+    if backbone in BASELINES:
+        return _baseline(backbone)
     path = PACKAGE / "backbones" / f"{backbone.partition('-')[0]}.py"
     if not path.exists():
         return None
@@ -69,7 +73,14 @@ def describe(backbone: str) -> Description | None:
                     settings.append([ast.unparse(item.target), ast.unparse(item.value), comment])
                 elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and settings:
                     settings[-1][2] = " ".join(str(item.value.value).split())
-    return Description(ast.get_docstring(tree) or "", paper, defaults, settings)
+    return Description(f"backbones/{path.name}", ast.get_docstring(tree) or "", paper, defaults, settings)
+
+
+def _baseline(name: str) -> Description:
+    """A baseline is a line of its file's docstring: the name, two blanks, what it is."""
+    doc = ast.get_docstring(ast.parse((PACKAGE / "baselines.py").read_text(encoding="utf-8"))) or ""
+    about = next(line.partition(" ")[2].strip() for line in doc.splitlines() if line.startswith(f"{name} "))
+    return Description("baselines.py", f"A baseline: {about}.", "", "", [])
 
 
 def _index(evidence: Evidence) -> Page:
@@ -106,7 +117,7 @@ def _detail(evidence: Evidence, backbone: str) -> Page:
     described = describe(backbone)
     if described:
         page.add(paragraphs(described.doc))
-        file = code(f"src/noscratch/backbones/{family}.py")
+        file = code(f"src/noscratch/{described.file}")
         page.add(
             facts([("Paper", words(described.paper)), ("File", file)]) if described.paper else facts([("File", file)])
         )

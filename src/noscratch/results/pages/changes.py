@@ -25,6 +25,7 @@ from noscratch.results.pages.numbers import inside, shown, words
 
 CHANGELOG, LOG = "CHANGELOG.md", "reports/LOG.md"
 FEED = "verdicts.atom"
+FIGURES = ("estimate", "interval_low", "interval_high", "n")
 # Of a feed without entries: an hour that never changes.
 NEVER = "1970-01-01T00:00:00Z"
 
@@ -43,7 +44,7 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     )
     page.heading("Verdicts")
     if evidence.history:
-        page.add(history_table(list(enumerate(evidence.history))[::-1], ""))
+        page.add(history_table(evidence, list(enumerate(evidence.history))[::-1], ""))
     else:
         page.say("No verdict has been published yet.")
     page.blocks.append(_document(evidence, CHANGELOG))
@@ -68,35 +69,32 @@ def files(evidence: Evidence) -> dict[str, bytes]:
     return {FEED: feed(evidence.history).encode()}
 
 
-def history_table(lines: Sequence[tuple[int, Mapping[str, Any]]], up: str) -> Html:
+def history_table(evidence: Evidence, lines: Sequence[tuple[int, Mapping[str, Any]]], up: str) -> Html:
     """Changes of verdicts: (line of reports/verdicts.jsonl, what it says)."""
+    units = {claim.id: claim.unit for paper in evidence.papers for claim in paper.claims}
     rows = [
         (
             tag("time", line["date"]),
             link(up + claim_page(line["claim"]), f"{line['claim']} version {line['version']}"),
             chip(line["verdict"]),
             tier_badge(line["tier"]),
-            Cell(_figures(k, line["figures"]), kind="ns-wide"),
-            short(line["commit"]),
+            Cell(_figures(k, line["figures"], units[line["claim"]]), kind="ns-wide"),
+            short(line["commit"]) if line["commit"] else "none",
         )
         for k, line in lines
     ]
-    columns = ["Date", "Claim", "Verdict", "Tier", "Figures", "Commit"]
+    columns = ["Date", "Claim", "Verdict", "Tier", "Ours, as it was then", "Commit"]
     return table(columns, rows, "Every verdict that was published, and what it rested on")
 
 
-def _figures(line: int, figures: Any, *pointer: object) -> Html:
-    """Whatever the line holds: numbers with their address, names before them."""
-    if isinstance(figures, Mapping):
-        parts = (tag("li", words(name), " ", _figures(line, of, *pointer, name)) for name, of in figures.items())
-        return tag("ul", *parts, class_="ns-quantities")
-    if isinstance(figures, list):
-        return tag(
-            "ul", *(tag("li", _figures(line, of, *pointer, k)) for k, of in enumerate(figures)), class_="ns-quantities"
-        )
-    if isinstance(figures, (int, float)) and not isinstance(figures, bool):
-        return shown(inside("history", str(line), "figures", *pointer), "number", figures)
-    return words("none" if figures is None else figures)
+def _figures(line: int, figures: Mapping[str, Mapping[str, Any]], unit: str) -> Html:
+    """Each quantity with its estimate, interval and n."""
+    parts = []
+    for quantity, of in figures.items():
+        address = inside("history", str(line), "figures", quantity, ",".join(FIGURES))
+        number = shown(address, f"estimate:{unit}", *(of[name] for name in FIGURES))
+        parts.append(tag("li", tag("span", words(quantity), class_="ns-quantities__name"), " ", number))
+    return tag("ul", *parts, class_="ns-quantities")
 
 
 def feed(history: Sequence[Mapping[str, Any]]) -> str:
@@ -127,6 +125,4 @@ def feed(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tag(line: Mapping[str, Any]) -> str:
-    return (
-        f"tag:noscratch,2026:{line['claim']}:{line['version']}:{line['tier']}:{line['verdict']}:{line['commit'][:12]}"
-    )
+    return f"tag:noscratch,2026:{line['claim']}:{line['version']}:{line['tier']}:{line['verdict']}:{line['date']}"

@@ -136,7 +136,7 @@ def _claim(evidence: Evidence, each: Judged) -> Page:
     history = [(k, line) for k, line in enumerate(evidence.history) if line["claim"] == claim.id]
     page.heading("History of the verdict")
     if history:
-        page.add(history_table(history, "../"))
+        page.add(history_table(evidence, history, "../"))
     else:
         page.say("No verdict has been published yet.")
     cells = {tuple(cell.split("/")) for cell in json.loads(each.headline["cells"])}

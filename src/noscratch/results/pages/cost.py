@@ -27,7 +27,7 @@ from noscratch.results.pages.numbers import at, inside, shown, words
 from noscratch.results.pages.scores import group_page, interval, mean_of
 
 # What provenance may say of a run's cost, and its unit.
-MEASURED = {("seconds",): "duration", ("telemetry", "gpu", "energy_joules"): "si:J"}
+MEASURED = {("seconds",): "duration", ("energy_joules",): "si:J"}
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -136,7 +136,7 @@ def _totals(evidence: Evidence) -> Html:
             )
             rows.append(Row(cells, {"tier": [tier], "backbone": [backbone]}))
     columns: list[Column | str] = ["Tier", "Backbone"]
-    columns += [Column(name, sort="number") for name in ("Runs finished", "Compute", "Time", "Energy of the GPU")]
+    columns += [Column(name, sort="number") for name in ("Runs finished", "Compute", "Time", "Energy")]
     caption = "Every finished run, seeds and phases added up; time and energy of published runs alone"
     return table([*columns, "Device"], rows, caption, ["tier", "backbone"])
 

@@ -147,6 +147,8 @@ class Evidence:
         self.papers = claims.load(root / "claims")
         self.results = _rows(root / "reports" / "results.parquet")
         self.verdicts = _rows(root / "reports" / "verdicts.parquet")
+        self.cells = _rows(root / "reports" / "cells.parquet")
+        self.flags = _rows(root / "reports" / "flags.parquet")
         self.runs = self._runs()
         self.tasks = _records(root / "data" / "prepared")
         self.sources = _records(root / "data" / "raw")

@@ -21,6 +21,8 @@ results/TIER/TASK/BACKBONE/PROTOCOL/SEED/PHASE/SPLIT/METRIC/COLUMN
     low and high of its 95 % t interval ("-" for one seed), n
 difference/TIER/TASK/BACKBONE/PROTOCOL/BACKBONE/PROTOCOL/METRIC
     the first backbone and protocol less the second, test scores paired over the seeds that both have: four values again
+cells/TIER/TASK/BACKBONE/PROTOCOL/CODE/SETTING/COLUMN,COLUMN...
+    a row of reports/cells.parquet, and columns of it
 verdicts/CLAIM/QUANTITY/TIER/COLUMN,COLUMN...
     a row of reports/verdicts.parquet (QUANTITY is empty for a headline), and columns of it
 claims/CLAIM/QUANTITY
@@ -28,7 +30,7 @@ claims/CLAIM/QUANTITY
 claims/CLAIM#POINTER
     a place (JSON pointer) in the claim as claims/<paper>.yaml has it
 history/LINE#POINTER
-    a place in a line (from 0) of reports/verdicts.jsonl
+    a place in a line (from 0) of reports/verdicts.jsonl; the last step may be several members: a,b
 curves/TIER/TASK/BACKBONE/PROTOCOL/SEED/PHASE/STEP/SPLIT/METRIC
     a point of a curve
 record/FOLDER#POINTER, provenance/FOLDER#POINTER
@@ -42,8 +44,8 @@ bench/NAME/FILE/ROW/COLUMN,COLUMN...
     a row (from 0) and columns of a table below reports/records/NAME; COLUMN a:b is the ratio of two. Several rows and
     two columns (3,7,9/length,best) give the exponent p of the least-squares fit y = c x^p over those rows
 count/TABLE?COLUMN=VALUE&...
-    how many rows of TABLE agree, VALUE a|b being either of two: `verdicts`; `cells`, one row per tier, task, backbone,
-    protocol and seed, with its worst state and the first reason of it; `sources`, the records below data/raw
+    how many rows of TABLE agree, VALUE a|b being either of two: `verdicts`, `flags`; `cells`, one row per tier, task,
+    backbone, protocol and seed, with its worst state and the first reason of it; `sources`, the records below data/raw
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def at(source: str, *parts: object, **filters: str) -> str:
 def inside(source: str, folder: str, *pointer: object) -> str:
     """The address of a place in a JSON file: inside("record", "data/runs/...", "result", "counts", "flops")."""
     steps = (str(step).replace("~", "~0").replace("/", "~1") for step in pointer)
-    return f"{source}/{quote(folder, safe='/*')}#" + "".join(f"/{quote(step, safe='*:.')}" for step in steps)
+    return f"{source}/{quote(folder, safe='/*')}#" + "".join(f"/{quote(step, safe='*:.,')}" for step in steps)
 
 
 def under(base: str, *children: object) -> Html:
@@ -179,6 +181,14 @@ def _region(low: Value, high: Value, unit: str) -> str:
     return _published(low, high, unit)
 
 
+def _onset(median: Value, low: Value, high: Value) -> Html:
+    """A median step and its interval; what lies beyond the budget is not known."""
+    ends = ("beyond" if end is None else number(end) for end in (low, high))
+    return join(
+        [tag("b", "beyond the budget" if median is None else number(median)), " ", tag("small", f"[{', '.join(ends)}]")]
+    )
+
+
 def _multiple(ratio: float) -> str:
     return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 10 else f"{ratio:.2f}×"
 
@@ -222,6 +232,7 @@ FORMS: Mapping[str, Callable[..., object]] = {
     "three": lambda value: f"{value:.3g}",
     "two": lambda value: f"{value:.2g}",
     "error": _error,
+    "onset": _onset,
     "duration": duration,
     "fixed": lambda value: f"{value:.2f}",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ PHASE_TITLES = {"pretrain": "Self-pretraining", "finetune": "Fine-tuning"}
 # The rows of the table under a curve; the download has every point.
 TABLE_ROWS = 4
 # What provenance says of where a run ran; the rest of it is telemetry.
+FLAGGED = ("tier", "task", "backbone", "protocol")
 ENVIRONMENT = ("device", "processor", "platform", "python", "commit", "dirty", "started")
 
 
@@ -65,6 +67,8 @@ def _group(evidence: Evidence, group: Group, runs: Sequence[Run]) -> Page:
     page.say(f"Test {metric}: ", scored(score, tier)) if metric else page.say(score, " ", tier_badge(tier))
     for state, reason in sorted({(run.state, run.reason) for run in runs if run.state != "done"}):
         page.add(note(tag("strong", state), ": ", words(reason or "no reason was recorded"), kind="bad"))
+    for flag in (each for each in evidence.flags if tuple(each[name] for name in FLAGGED) == group):
+        page.add(note(tag("strong", "Look twice"), ": ", words(f"seed {flag['seed']}, {flag['split']}: {flag['why']}")))
     if tier == "smoke":
         page.add(smoke_note())
     page.add(under(at("results", *group) + "/", _seeds(evidence, group, runs), _metrics(group, runs)))
@@ -260,9 +264,10 @@ def _environment(run: Run, phase: str) -> Html:
 
 
 def _form(name: str) -> str:
-    """Units are the end of a name: seconds, bytes, joules, watts."""
+    """Units are the end of a name."""
     unit = name.rpartition("_")[2].rpartition(".")[2]
-    return {"seconds": "duration", "bytes": "bytes", "joules": "si:J", "watts": "si:W"}.get(unit, "number")
+    forms = {"seconds": "duration", "bytes": "bytes", "memory": "bytes", "joules": "si:J", "second": "three"}
+    return forms.get(unit, "number")
 
 
 def _failures(evidence: Evidence) -> Page:
@@ -283,9 +288,16 @@ def _failures(evidence: Evidence) -> Page:
         "reason and its place in the tables, and a claim that needs it says so."
     )
     page.add(charts.share_bar("Runs", counts))
-    if not bad:
+    if bad:
+        _unfinished(page, bad)
+    else:
         page.say("Every run of the present plan finished.")
-        return page
+    page.heading("Runs to look at twice")
+    _flags(page, evidence)
+    return page
+
+
+def _unfinished(page: Page, bad: Sequence[Run]) -> None:
     reasons: dict[tuple[str, str], list[Run]] = {}
     for run in bad:
         reasons.setdefault((run.state, run.reason), []).append(run)
@@ -317,4 +329,29 @@ def _failures(evidence: Evidence) -> Page:
     columns = ["State", "Tier", "Task", "Backbone", "Protocol", "Run"]
     facets = ["state", "tier", "task", "backbone", "protocol"]
     page.add(table(columns, rows, "Every run that did not finish; its page has the reason", facets))
-    return page
+
+
+def _flags(page: Page, evidence: Evidence) -> None:
+    """How often each flag is up, and the runs above tier smoke that it is up for."""
+    page.say(
+        "A flag leaves nothing out and settles nothing. It marks a finished run that one should look at before "
+        "believing it: constant predictions, no better than chance, better than anyone has reported."
+    )
+    counts = [
+        (tier_badge(tier), flag, shown(at("count", "flags", tier=tier, flag=flag), "number", n))
+        for (tier, flag), n in sorted(Counter((each["tier"], each["flag"]) for each in evidence.flags).items())
+    ]
+    if not counts:
+        page.say("No flag is up.")
+        return
+    page.add(table(["Tier", "Flag", "How often"], counts, "Flags by tier"))
+    rows = []
+    for each in (each for each in evidence.flags if each["tier"] != "smoke"):
+        group = tuple(each[name] for name in FLAGGED)
+        run = link(f"{group_page(group)}#seed-{each['seed']}", f"seed {each['seed']}")
+        names = (tier_badge(each["tier"]), each["task"], each["backbone"], each["protocol"], run)
+        cells = (each["flag"], *names, Cell(words(each["why"]), kind="ns-wide"))
+        rows.append(Row(cells, {name: [each[name]] for name in ("flag", *FLAGGED)}))
+    if rows:
+        columns = ["Flag", "Tier", "Task", "Backbone", "Protocol", "Run", "Why"]
+        page.add(table(columns, rows, "Every flag above tier smoke", ["flag", *FLAGGED]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from noscratch import tasks
 from noscratch.backbones import file_of
-from noscratch.results.pages import charts
+from noscratch.results.pages import charts, learning
 from noscratch.results.pages.evidence import Evidence, Group, summarize
 from noscratch.results.pages.markup import (
     Cell,
@@ -161,6 +161,7 @@ def _results(page: Page, evidence: Evidence, task: str) -> None:
         page.add(*_figure(evidence, tier, mine))
         page.add(group_table(evidence, mine, "../", f"Tier {tier}: every group of runs", without=["Tier", "Task"]))
         _gains(page, evidence, tier, task)
+        learning.onsets(page, evidence, tier, task)
 
 
 def _gains(page: Page, evidence: Evidence, tier: str, task: str) -> None:
