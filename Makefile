@@ -31,7 +31,7 @@ serve: install  ## the site at http://127.0.0.1:8000, rebuilt when a page change
 	mkdocs serve --config-file site/mkdocs.yml --dev-addr 127.0.0.1:8000
 
 bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from NOSCRATCH_MIRROR); on an idle machine
-	python -m bench.kernels --threads 1 2 --environment plain equal $(PEERS) --out reports/records/bench-kernels
+	python -m bench.kernels $(PEERS) --out reports/records/bench-kernels
 	python -m bench.error_growth --out reports/records/bench-error-growth
 	python -m bench.generators reports/records/bench-generators/generators.json
 	python -m bench.preparation reports/records/bench-preparation/preparation.json

@@ -11,6 +11,7 @@ paper writes it, in the same format. Writes FOLDER/error_growth.parquet and its 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,9 +44,9 @@ def in_double(length: int, dtype: torch.dtype) -> float:
     return 1.0 + length * torch.finfo(torch.float64).eps / torch.finfo(dtype).eps
 
 
-def in_format(length: int, _: torch.dtype) -> float:
-    """A parameter of the recurrence is rounded to the format."""
-    return float(length)
+def in_blocks(length: int, _: torch.dtype) -> float:
+    """A block of about sqrt(length) positions takes a coefficient that is rounded to the format."""
+    return math.sqrt(length)
 
 
 def few(_: int, __: torch.dtype) -> float:
@@ -299,7 +300,7 @@ def cases() -> list[Case]:
             lambda L, *x: scan.lru(*x),
             lru_truth,
             activations=(5,),
-            condition=in_format,
+            condition=in_blocks,
         ),
         Case(
             "conv.long_conv",

@@ -1,13 +1,14 @@
 """Speed and peak memory of the kernels and blocks, forward and backward, beside the public layers and plain PyTorch.
 
     python -m bench.kernels --out FOLDER [--peer-s4 PATH] [--peer-sgconv PATH] [--peer-bigs PATH]
-        [--shapes 8,128,1024,64 ...] [--items s4d ...] [--threads 1 2] [--environment plain equal] [--seconds 5]
+        [--shapes 8,128,1024,64 ...] [--items s4d ...] [--conditions plain,2 equal,2 plain,1] [--seconds 3]
 
 A shape is batch, heads H, length L, real states N (N / 2 conjugate pairs). What is compared runs in turn in one
 process, float32, and the minimum over the rounds counts: of processor time with one thread, of elapsed time with more,
-for which the machine must be idle. Environments: "plain", as shipped; "equal", where the whole process keeps freed
-memory (glibc's mallopt), which helps all sides. Peers are checkouts of the repositories in bench/peers.py, and need
-einops and opt_einsum. Peak memory is that of one forward and backward pass in a fresh process, plain.
+for which the machine must be idle. A condition is an environment and the number of threads. Environments: "plain", as
+shipped; "equal", where the whole process keeps freed memory (glibc's mallopt), which helps all sides. Peers are
+checkouts of the repositories in bench/peers.py, and need einops and opt_einsum. Peak memory is that of one forward and
+backward pass at the longest shape in a fresh process, plain.
 Writes FOLDER/kernels.parquet and kernels.json after every shape, prints the table of ratios, and leaves a record.
 """
 
@@ -36,6 +37,21 @@ from noscratch.record import write_bench
 MODULES = tuple(f"noscratch.backbones.{name}" for name in ("bigs", "dss", "s4", "s4d", "sgconv"))
 OURS, PLAIN = "noscratch", "plain PyTorch"
 ENVIRONMENTS = ("plain", "equal")
+
+
+class Condition(NamedTuple):
+    environment: str
+    threads: int
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        environment, _, threads = text.partition(",")
+        if environment not in ENVIRONMENTS:
+            raise ValueError
+        return cls(environment, int(threads))
+
+
+CONDITIONS = tuple(map(Condition.parse, ("plain,2", "equal,2", "plain,1")))
 
 
 class Shape(NamedTuple):
@@ -378,15 +394,15 @@ def forward_backward(item: str, shape: Shape, module: nn.Module) -> Callable[[],
 
 
 def times(
-    item: str, shape: Shape, environment: str, threads: int, seconds: float, checkouts: Mapping[str, Path]
+    item: str, shape: Shape, condition: Condition, seconds: float, checkouts: Mapping[str, Path]
 ) -> dict[str, _timing.Timing]:
     """Per candidate, in one process. Each item has its own: what earlier ones freed would change what "plain" is."""
-    if environment == "equal":
+    if condition.environment == "equal":
         _timing.keep_freed_memory()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(condition.threads)
     modules = {name: make() for name, make in candidates(item, shape, checkouts).items()}
     calls = {name: forward_backward(item, shape, module) for name, module in modules.items()}
-    return _timing.round_robin(calls, seconds, threads)
+    return _timing.round_robin(calls, seconds, condition.threads)
 
 
 def peak(item: str, shape: Shape, candidate: str, threads: int, checkouts: Mapping[str, Path]) -> int:
@@ -411,26 +427,27 @@ def peak(item: str, shape: Shape, candidate: str, threads: int, checkouts: Mappi
 def measure(
     item_names: Sequence[str],
     shape: Shape,
-    environment: str,
-    threads: int,
+    condition: Condition,
     seconds: float,
     checkouts: Mapping[str, Path],
     memory: bool,
 ) -> list[Row]:
-    """Rows for one shape in one environment; the memory in processes of its own."""
-    found = {item: _timing.alone(times, item, shape, environment, threads, seconds, checkouts) for item in item_names}
+    """Rows for one shape under one condition; the memory in processes of its own."""
+    found = {item: _timing.alone(times, item, shape, condition, seconds, checkouts) for item in item_names}
     revisions = {peers.PEERS[name].repository: peers.revision(path) for name, path in checkouts.items()}
     machine = _timing.device()
     rows = []
     for item, timings in found.items():
-        peaks = {name: _timing.alone(peak, item, shape, name, threads, checkouts) for name in timings if memory}
+        peaks = {
+            name: _timing.alone(peak, item, shape, name, condition.threads, checkouts) for name in timings if memory
+        }
         for name, timing in timings.items():
             rows.append(
                 Row(
                     item,
                     *shape,
-                    environment,
-                    threads,
+                    condition.environment,
+                    condition.threads,
                     name,
                     revisions.get(name, ""),
                     *timing,
@@ -494,9 +511,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer-bigs", type=Path, help="checkout of jxiw/BiGS")
     parser.add_argument("--shapes", type=Shape.parse, nargs="+", default=SHAPES, metavar="B,H,L,N")
     parser.add_argument("--items", choices=ITEMS, nargs="+", default=list(ITEMS))
-    parser.add_argument("--threads", type=int, nargs="+", default=[2])
-    parser.add_argument("--environment", choices=ENVIRONMENTS, nargs="+", default=["plain"])
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison, at least 3 rounds")
+    parser.add_argument(
+        "--conditions", type=Condition.parse, nargs="+", default=CONDITIONS, metavar="ENVIRONMENT,THREADS"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each comparison, at least 3 rounds")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     return parser.parse_args()
 
@@ -506,19 +524,18 @@ def main() -> None:
     paths = {"s4": asked.peer_s4, "s4d": asked.peer_s4, "sgconv": asked.peer_sgconv, "bigs": asked.peer_bigs}
     checkouts = {name: path for name, path in paths.items() if path is not None}
     rows: list[Row] = []
-    for environment in asked.environment:
-        for threads in asked.threads:
-            for shape in asked.shapes:
-                memory = not asked.no_memory and environment == asked.environment[0] and threads == asked.threads[0]
-                new = measure(asked.items, shape, environment, threads, asked.seconds, checkouts, memory)
-                rows += new
-                write(rows, asked.out)
-                print(table(new), flush=True)
+    longest = max(shape.length for shape in asked.shapes)
+    for condition in asked.conditions:
+        for shape in asked.shapes:
+            memory = not asked.no_memory and condition == asked.conditions[0] and shape.length == longest
+            new = measure(asked.items, shape, condition, asked.seconds, checkouts, memory)
+            rows += new
+            write(rows, asked.out)
+            print(table(new), flush=True)
     settings = {
         "shapes": [list(shape) for shape in asked.shapes],
         "items": asked.items,
-        "threads": asked.threads,
-        "environments": asked.environment,
+        "conditions": [list(condition) for condition in asked.conditions],
         "seconds": asked.seconds,
     }
     write_bench(asked.out, "kernels", settings, MODULES, Path(__file__).parents[1])

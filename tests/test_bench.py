@@ -61,8 +61,8 @@ def test_a_call_goes_back_to_the_input_and_every_parameter(item: str) -> None:
 
 
 def test_the_command_writes_a_row_for_every_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = f"bench.kernels --out {tmp_path} --shapes 2,8,64,8 1,8,48,8 --items s4d linear --threads 1 --seconds 0"
-    monkeypatch.setattr(sys, "argv", [*command.split(), "--environment", "plain", "equal", "--no-memory"])
+    command = f"bench.kernels --out {tmp_path} --shapes 2,8,64,8 1,8,48,8 --items s4d linear --seconds 0"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--conditions", "plain,1", "equal,1", "--no-memory"])
     monkeypatch.setattr(_timing, "alone", lambda function, *rest: function(*rest))
     monkeypatch.setattr(_timing, "keep_freed_memory", lambda: None)
     kernels.main()

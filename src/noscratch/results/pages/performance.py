@@ -30,8 +30,8 @@ KERNELS, GENERATORS = "bench-kernels", "bench-generators"
 # Measurements that have a page or a section of their own; every other one is shown as the table that it is.
 ELSEWHERE = (KERNELS, GENERATORS, "bench-error-growth", "bench-impulse")
 COMMANDS = {
-    KERNELS: "python -m bench.kernels --threads 1 2 --environment plain equal "
-    "--peer-s4 PATH --peer-sgconv PATH --peer-bigs PATH --out reports/records/bench-kernels",
+    KERNELS: "python -m bench.kernels --peer-s4 PATH --peer-sgconv PATH --peer-bigs PATH "
+    "--out reports/records/bench-kernels",
     GENERATORS: "python -m bench.generators reports/records/bench-generators/generators.json",
 }
 OURS = "noscratch"
