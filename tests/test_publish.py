@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -20,7 +22,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import site_fixture
+from noscratch.backbones import s4d
 from noscratch.results.pages import charts, cost, downloads, learning, numbers, numerics, scores
+from noscratch.results.pages.backbones import describe
 from noscratch.results.pages.evidence import PublishError
 from noscratch.results.pages.markup import Html, command, prose, slug, tag
 from noscratch.results.pages.tasks import task_module
@@ -227,7 +231,7 @@ def test_smoke_numbers_come_with_the_warning(root: Path) -> None:
 def test_the_front_page_counts_the_verdicts(root: Path) -> None:
     front = pages(root)["parts/front.md"]
     words = re.sub(r"<[^>]*>", "", front)
-    assert "Of 5 claims 1 supported, 1 contradicted. Open: 1 inconclusive, 1 blocked, 1 not-run." in words
+    assert "Of 5 claims: 1 supported, 1 contradicted. Open: 1 inconclusive, 1 blocked, 1 not-run." in words
     assert "The runs so far are of tier mini and smoke." in words
 
 
@@ -247,7 +251,7 @@ def test_the_front_page_answers_from_the_strongest_tier(root: Path, tmp_path: Pa
     publish(other)
     front = re.sub(r"<[^>]*>", "", pages(other)["parts/front.md"])
     assert (
-        "clearly closer to the state-space models on listops. On pathfinder the difference is within the noise" in front
+        "clearly closer to the state-space models on ListOps. On Pathfinder the difference is within the noise" in front
     )
     assert "S4D ahead of Transformer" in front
 
@@ -481,3 +485,13 @@ def test_a_survival_curve_steps_down_where_runs_learn() -> None:
     row = {"onsets": json.dumps({"0": 20, "1": 20, "2": 60, "3": None}), "budget": 100}
     corners = [(0.0, 1.0), (20.0, 1.0), (20.0, 0.5), (60.0, 0.5), (60.0, 0.25), (100.0, 0.25)]
     assert learning.survival(row) == corners
+
+
+def test_settings_are_those_of_the_class_and_its_parents() -> None:
+    described = describe("s4d")
+    assert described is not None
+    settings = {name: (default, meaning) for name, default, meaning in described.settings}
+    assert {field.name for field in dataclasses.fields(s4d.Config)} == set(settings)
+    assert {name: ast.literal_eval(default) for name, (default, _) in settings.items()} == vars(s4d.Config())
+    assert settings["lr"][1].startswith("Learning rate of")
+    assert describe("left-the-package") is None

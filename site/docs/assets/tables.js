@@ -4,6 +4,7 @@
 (() => {
   "use strict";
 
+  const FEW = 5; // a table of fewer rows needs no filters
   const parameters = new URLSearchParams(location.search);
   const make = (name, properties = {}, ...children) => {
     const element = Object.assign(document.createElement(name), properties);
@@ -34,7 +35,7 @@
       filter.select.append(...present.map((value) => make("option", { value, textContent: value })));
       filter.select.value = present.includes(parameters.get(filter.name)) ? parameters.get(filter.name) : "";
       filter.select.addEventListener("change", show);
-      bar.append(make("label", {}, make("span", { textContent: filter.name }), filter.select));
+      if (present.length > 1) bar.append(make("label", {}, make("span", { textContent: filter.name }), filter.select));
     }
     const find = make("input", { type: "search", name: "find", value: state.find, placeholder: "any word" });
     find.addEventListener("input", show);
@@ -50,7 +51,7 @@
       show();
     });
     bar.append(make("span", { className: "ns-tools__end" }, count, permalink, reset));
-    table.closest(".ns-frame").before(bar);
+    if (rows.length >= FEW) table.closest(".ns-frame").before(bar);
 
     heads.forEach((head, index) => {
       if (!head.dataset.sort) return;

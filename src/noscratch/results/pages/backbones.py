@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from noscratch.backbones import file_of
@@ -54,26 +55,50 @@ def describe(backbone: str) -> Description | None:
     """None for a backbone whose file has left the package."""
     if backbone in BASELINES:
         return _baseline(backbone)
-    path = PACKAGE / "backbones" / f"{backbone.partition('-')[0]}.py"
+    path = PACKAGE / "backbones" / f"{file_of(backbone)}.py"
     if not path.exists():
         return None
-    source = path.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    tree = ast.parse(source)
-    paper, defaults = "", ""
-    settings: list[list[str]] = []
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "PAPER" for t in node.targets):
-            paper = str(ast.literal_eval(node.value))
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            defaults = ast.get_docstring(node) or ""
-            for item in node.body:
-                if isinstance(item, ast.AnnAssign) and item.value is not None:
-                    comment = lines[item.lineno - 1].partition("#")[2].strip()
-                    settings.append([ast.unparse(item.target), ast.unparse(item.value), comment])
-                elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and settings:
-                    settings[-1][2] = " ".join(str(item.value.value).split())
-    return Description(f"backbones/{path.name}", ast.get_docstring(tree) or "", paper, defaults, settings)
+    tree = _parsed(path)
+    papers = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["PAPER"]
+    )
+    defaults = ast.get_docstring(_class(tree, "Config")) or ""
+    settings = [(name, *said) for name, said in _settings(path, "Config").items()]
+    return Description(f"backbones/{path.name}", ast.get_docstring(tree) or "", next(papers, ""), defaults, settings)
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef:
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def _settings(path: Path, name: str) -> dict[str, tuple[str, str]]:
+    """The fields of a class, those of its parents first: name -> default and what the string below it says."""
+    tree = _parsed(path)
+    imported = {
+        alias.name: PACKAGE.joinpath(*node.module.split(".")[1:]).with_suffix(".py")
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("noscratch.")
+        for alias in node.names
+    }
+    found: dict[str, tuple[str, str]] = {}
+    last = ""
+    for parent in _class(tree, name).bases:
+        parent_name = ast.unparse(parent)
+        found |= _settings(imported.get(parent_name, path), parent_name)
+    for item in _class(tree, name).body:
+        if isinstance(item, ast.AnnAssign) and item.value is not None:
+            last = ast.unparse(item.target)
+            found[last] = ast.unparse(item.value), found.get(last, ("", ""))[1]
+        elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and last:
+            found[last] = found[last][0], " ".join(str(item.value.value).split())
+    return found
 
 
 def _baseline(name: str) -> Description:

@@ -243,8 +243,10 @@ def _line(each: Judged, quantity: Quantity) -> Html:
         published(each.claim, quantity),
     ]
     # Where there is no number of ours and no other verdict than the claim's, there is nothing to add.
-    if row["estimate"] is not None or row["verdict"] != each.headline["verdict"]:
-        parts += [" ", tag("span", "→", class_="ns-arrow", aria_hidden="true"), " ", ours(row)]
+    if row["estimate"] is not None:
+        parts += [" ", tag("span", "→", class_="ns-arrow", aria_hidden="true"), " ", estimate(row)]
+    if row["verdict"] not in (each.headline["verdict"], "not-run"):
+        parts += [" ", chip(row["verdict"])]
     return tag("li", *parts)
 
 

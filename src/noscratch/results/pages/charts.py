@@ -182,7 +182,7 @@ def pair_chart(
     return _figure(title, description, height, parts, keys, draft)
 
 
-def share_bar(title: str, counts: Mapping[str, tuple[int, str]]) -> Html:
+def share_bar(title: str, counts: Mapping[str, tuple[int, str]], slim: bool = False) -> Html:
     """How a whole divides, name -> (count, its address): one bar, then every part's word, colour and count."""
     counts = {name: count for name, count in counts.items() if count[0]}
     if not counts:
@@ -197,7 +197,8 @@ def share_bar(title: str, counts: Mapping[str, tuple[int, str]]) -> Html:
     ]
     told = ", ".join(f"{count} {name}" for name, (count, _) in counts.items())
     bar = tag("div", *parts, class_="ns-share", role="img", aria_label=f"{title}: {told}")
-    return tag("figure", bar, tag("figcaption", join(words, " ")), class_="ns-shares")
+    style = "ns-shares ns-shares--slim" if slim else "ns-shares"
+    return tag("figure", bar, tag("figcaption", join(words, " ")), class_=style)
 
 
 def slope(points: Points) -> float | None:

@@ -166,7 +166,7 @@ def _findings(each: Judged) -> Html:
     own = own_tier(each.claim)
     rows = []
     for quantity in each.claim.quantities:
-        for row in each.rows[quantity.name]:
+        for row in reversed(each.rows[quantity.name]):
             if row["estimate"] is None and row["tier"] != own:
                 continue
             sides = ("p_support", "p_contradict")
@@ -182,15 +182,14 @@ def _findings(each: Judged) -> Html:
                     words(quantity.name),
                     published(each.claim, quantity),
                     agrees,
-                    estimate(row) if row["estimate"] is not None else Cell("none", kind="ns-quiet"),
-                    tier_badge(row["tier"]),
+                    estimate(row) if row["estimate"] is not None else join(["none ", tier_badge(row["tier"])]),
                     row["comparison"],
                     p,
                     tag("span", chip(row["verdict"]), pointer(row), class_="ns-stack"),
                     Cell(words(row["missing"]), kind="ns-wide"),
                 )
             )
-    columns = ["Quantity", "Published", "Agrees", "Ours", "Tier", "Comparison", "p, adjusted", "Verdict", "Missing"]
+    columns = ["Quantity", "Published", "What agrees", "Ours", "Comparison", "p, adjusted", "Verdict", "Missing"]
     return table(columns, rows, "Every quantity, at the claim's own tier and at every other that has a number")
 
 

@@ -180,21 +180,19 @@ def _quarantine(page: Page, evidence: Evidence) -> None:
 
 
 def _source(page: Page, evidence: Evidence, name: str) -> None:
+    """A line on a source, and folded below it its terms, what was fetched, and which forms are accepted."""
     source, record = SOURCES.get(name), evidence.sources.get(name)
     page.blocks.append(f"### {prose(name)} {{ #{slug(name)} }}")
     state, reason = _state(source, record), _reason(source, record)
-    if state not in (HAVE, ABSENT):
-        page.add(note(tag("strong", state), ": ", words(reason), kind="bad"))
     if source is None:
         page.say("This source is no longer part of the package.")
         return
+    page.say(words(source.title), ". ", words(source.licence), ".")
+    if state not in (HAVE, ABSENT):
+        page.add(note(tag("strong", state), ": ", words(reason), kind="bad"))
     feeds = [task for task in evidence.task_names if name in sources_of(evidence, task)]
     form = _form(source, record)
-    page.say(tag("strong", words(source.title)))
     about: list[tuple[str, object]] = [
-        ("State", state),
-        ("Digest", _digest(form)),
-        ("Licence", words(source.licence)),
         ("Terms", words(source.terms)),
         ("Citation", words(source.citation)),
         ("Home", code(source.homepage)),
@@ -203,21 +201,20 @@ def _source(page: Page, evidence: Evidence, name: str) -> None:
     ]
     if form and form.note:
         about.append(("About this form", words(form.note)))
-    page.add(facts(about))
+    parts = [facts(about)]
     if record and record["artifacts"]:
         folder = f"data/raw/{name}"
         files = [
             (
                 code(file),
-                shown(inside("record", folder, "artifacts", file, "bytes"), "bytes", f["bytes"]),
-                code(f["sha256"]),
+                shown(inside("record", folder, "artifacts", file, "bytes"), "bytes", of["bytes"]),
+                code(of["sha256"]),
             )
-            for file, f in sorted(record["artifacts"].items())
+            for file, of in sorted(record["artifacts"].items())
         ]
         label = form.label if form else record["result"].get("form", "")
-        page.add(
-            table(["File", "Size", "sha256"], files, join(["What was fetched: ", label, ", ", code(record["address"])]))
-        )
+        caption = join(["What was fetched: ", label, ", ", code(record["address"])])
+        parts.append(table(["File", "Size", "sha256"], files, caption))
     accepted = [
         (
             each.label,
@@ -230,8 +227,9 @@ def _source(page: Page, evidence: Evidence, name: str) -> None:
         for file in each.files
     ]
     if accepted:
-        forms = table(["Form", "File", "Size", "sha256", "Note"], accepted, "Accepted forms, in order of preference")
-        page.add(details("Accepted forms and their digests", forms))
+        columns = ["Form", "File", "Size", "sha256", "Note"]
+        parts.append(table(columns, accepted, "Accepted forms, in order of preference"))
+    page.add(details("Terms, citation, accepted forms and their digests", *parts))
 
 
 def _made(page: Page, evidence: Evidence, task: str) -> None:

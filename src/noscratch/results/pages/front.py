@@ -23,6 +23,7 @@ from noscratch.results.pages.markup import (
 )
 from noscratch.results.pages.numbers import shown
 from noscratch.results.pages.scores import SCRATCH, gain_of, gain_words, hatched, mean_of, pair_figure
+from noscratch.results.pages.tasks import title_of
 
 UP = "generated/"
 # Whose gap the question is about: the first is said to lag behind the others, from scratch.
@@ -64,7 +65,9 @@ def _answer(evidence: Evidence) -> list[Html]:
         return [tag("p", NO_ANSWER[""], class_="ns-answer")]
     figures = [
         pair_figure(
-            evidence, task, [(NAMES[b], *_pair(evidence, tier, task, b)) for b in _present(evidence, tier, task)]
+            evidence,
+            title_of(task),
+            [(NAMES[b], *_pair(evidence, tier, task, b)) for b in _present(evidence, tier, task)],
         )
         for task in tasks
     ]
@@ -113,7 +116,7 @@ def _gap_sentence(evidence: Evidence, tier: str, tasks: Sequence[str]) -> Html:
     for task in tasks:
         if sides := _gap(evidence, tier, task):
             (_, _, before), (_, _, after) = sides
-            outcomes["closer" if _apart(after, before) else "open"].append(link(UP + task_page(task), task))
+            outcomes["closer" if _apart(after, before) else "open"].append(link(UP + task_page(task), title_of(task)))
     closer, still = (join(outcomes[side], ", ") for side in ("closer", "open"))
     subject = "Self-pretraining brings the Transformer clearly closer to the state-space models"
     if not closer and not still:
@@ -138,11 +141,11 @@ def _gap_table(evidence: Evidence, tier: str, tasks: Sequence[str]) -> Html:
             base, group = _pair(evidence, tier, task, backbone)
             gained = gain_of(evidence, group, base)
             words = Cell(gain_words(evidence, group, base, gained), kind=hatched(gained.n)) if gained else ""
-            rows.append((task, NAMES[backbone], mean_of(evidence, base), mean_of(evidence, group), words))
+            rows.append((title_of(task), NAMES[backbone], mean_of(evidence, base), mean_of(evidence, group), words))
         if sides := _gap(evidence, tier, task):
             cells = (Cell(gain_words(evidence, first, second, s), kind=hatched(s.n)) for first, second, s in sides)
             ahead = f"{NAMES[sides[0][0][2]]} ahead of {NAMES[LAGGING]}"
-            rows.append((task, ahead, *cells, ""))
+            rows.append((title_of(task), ahead, *cells, ""))
     columns = ["Task", "Backbone", "From scratch", "Self-pretrained", "Gain"]
     return table(columns, rows, "Scores, gains paired over seeds, and how far the state-space model is ahead")
 
@@ -157,21 +160,21 @@ def _sentence(evidence: Evidence, tests: Sequence[Judged], conflicts: Sequence[J
         join((join([shown(cell, "number", n), f" {verdict}"]) for verdict, (n, cell) in some if n), ", ")
         for some in (list(counted.items())[:2], list(counted.items())[2:])
     )
-    parts: list[object] = ["Of ", shown(count_at(), "number", len(tests)), " claims "]
+    parts: list[object] = ["Of ", shown(count_at(), "number", len(tests)), " claims: "]
     parts += [settled, "."] if settled else ["none is settled yet."]
     parts += [" Open: ", waiting, "."] if waiting else []
     parts.append(f" The runs so far are of tier {' and '.join(evidence.tiers)}." if evidence.tiers else "")
     if conflicts:
         places = shown(count_at(kinds=["conflict"]), "number", len(conflicts))
         parts += [" Places where the sources contradict each other: ", places, "."]
-    return tag("p", *parts, class_="ns-answer")
+    return tag("p", *parts)
 
 
 def _papers(evidence: Evidence, tests: Sequence[Judged]) -> Html:
     rows = []
     for paper in evidence.papers:
         mine = [each for each in tests if each.paper is paper]
-        bar = charts.share_bar(f"Verdicts on {paper.paper}", counts(mine, paper.paper))
+        bar = charts.share_bar(f"Verdicts on {paper.paper}", counts(mine, paper.paper), slim=True)
         rows.append(
             (
                 link(UP + paper_page(paper.paper), paper.title),

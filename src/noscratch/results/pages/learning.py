@@ -19,7 +19,7 @@ def onsets(page: Page, evidence: Evidence, tier: str, task: str) -> None:
     rows = [row for row in evidence.cells if (row["tier"], row["task"]) == (tier, task) and json.loads(row["onsets"])]
     if not rows:
         return
-    page.heading("When runs begin to learn", 3)
+    page.heading("When runs begin to learn", 4)
     page.say(
         "The share of runs that is still at chance (Kaplan and Meier). A run has learned once its validation score "
         "exceeds chance by a margin; one that never does counts to the end of its budget."

@@ -59,6 +59,12 @@ def task_module(task: str) -> Any:
     return importlib.import_module(corpus) if importlib.util.find_spec(corpus) else None
 
 
+def title_of(task: str) -> str:
+    """What a task is called in words; a variant by its name alone."""
+    module = task_module(task)
+    return module.SPEC.title if module and "-" not in task else task
+
+
 def sources_of(evidence: Evidence, task: str) -> tuple[str, ...]:
     """What a task is prepared from: what its record needed, or what its file names; nothing where it is generated."""
     if record := evidence.tasks.get(task):
@@ -155,11 +161,12 @@ def _results(page: Page, evidence: Evidence, task: str) -> None:
         page.say("The present plan has no run of this task.")
         return
     for tier in (tier for tier in evidence.tiers if any(group[0] == tier for group in groups)):
+        page.heading(f"Tier {tier}", 3)
         if tier == "smoke":
             page.add(smoke_note())
         mine = [group for group in groups if group[0] == tier]
         page.add(*_figure(evidence, tier, mine))
-        page.add(group_table(evidence, mine, "../", f"Tier {tier}: every group of runs", without=["Tier", "Task"]))
+        page.add(group_table(evidence, mine, "../", "Every group of runs", without=["Tier", "Task"]))
         _gains(page, evidence, tier, task)
         learning.onsets(page, evidence, tier, task)
 
@@ -169,7 +176,7 @@ def _gains(page: Page, evidence: Evidence, tier: str, task: str) -> None:
     found = list(pairs(evidence, (group for group in evidence.groups if group[:2] == (tier, task))))
     if not found:
         return
-    page.heading("Self-pretraining against scratch", 3)
+    page.heading("Self-pretraining against scratch", 4)
     figures = []
     for protocol in dict.fromkeys(group[3] for group, _ in found):
         rows = [(group[2], base, group) for group, base in found if group[3] == protocol]
