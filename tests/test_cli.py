@@ -98,7 +98,7 @@ def test_gc_keeps_the_results_of_other_tiers(checkout: Checkout, tmp_path: Path)
 
 
 def test_make_completes_an_environment_whose_making_was_interrupted(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     python = tmp_path / "python"
     python.write_text(

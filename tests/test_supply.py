@@ -1,0 +1,123 @@
+"""What is installed: versions pinned, files hashed but for torch's, licences looked at, one Dockerfile."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOCK = (ROOT / "requirements.lock").read_text()
+TORCH = "torch==2.13.0"
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked() -> dict[str, tuple[str, int]]:
+    """Name -> version and number of hashes."""
+    found = {}
+    for block in re.split(r"\n(?=[A-Za-z])", LOCK):
+        pin = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", block)
+        if pin:
+            found[canonical(pin[1])] = (pin[2], len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
+    return found
+
+
+def wanted() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return {canonical(re.split(r"[\[<>=~!; ]", line)[0]) for line in lines}
+
+
+def test_every_dependency_is_pinned_and_hashed() -> None:
+    pins = locked()
+    assert wanted() - pins.keys() == {"torch"}
+    assert all(hashes >= 1 for _, hashes in pins.values())
+    assert "://" not in "".join(line for line in LOCK.splitlines() if not line.startswith("#"))
+    assert len(pins) > 150
+
+
+def test_the_environment_is_the_locked_one() -> None:
+    installed = {canonical(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    pins = locked()
+    differing = {name: v for name, v in installed.items() if name in pins and v != pins[name][0]}
+    assert differing == {}
+    assert {"numpy", "pyarrow", "dvc", "snakemake", "mkdocs-material"} <= installed.keys() & pins.keys()
+
+
+def test_one_version_of_torch_is_named() -> None:
+    for path in ("Makefile", "Dockerfile"):
+        text = (ROOT / path).read_text()
+        assert re.findall(r"torch==[0-9.]+", text) == [TORCH], path
+        assert "--require-hashes --no-deps --requirement requirements.lock" in text
+
+
+def test_the_dockerfile_is_sound() -> None:
+    lines = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text()).splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    assert {word for word, _ in steps} <= {"FROM", "RUN", "WORKDIR", "COPY", "CMD"}
+    bases = [rest for word, rest in steps if word == "FROM"]
+    assert len(bases) == 1
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-[a-z-]+", bases[0])  # a version, never a moving tag
+    for word, rest in steps:
+        if word == "RUN" and "apt-get install" in rest:
+            assert "--no-install-recommends" in rest
+            assert "rm -rf /var/lib/apt/lists/*" in rest
+        if word == "RUN" and "pip install" in rest:
+            assert "--no-cache-dir" in rest
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {"data", ".venv"} <= set(ignored)
+
+
+# Families that an Apache-2.0 project may depend on.
+FREE = re.compile("MIT|BSD|Apache|PSF|Python Software|ISC|MPL|Mozilla|Unlicense|Zlib|HPND|CC0|Public Domain|CNRI", re.I)
+# Others, looked at one by one. Tools of the pipeline, run as they are and never shipped with the product: asyncssh,
+# grandalf and pygit2 (DVC's), zc-lockfile (Zope's licence is of the BSD kind). Packages whose metadata name no licence
+# but whose repositories do (MIT): the rest.
+LOOKED_AT = {
+    "asyncssh",
+    "axe-playwright-python",
+    "conda-inject",
+    "grandalf",
+    "pygit2",
+    "snakemake-interface-common",
+    "snakemake-interface-logger-plugins",
+    "snakemake-interface-report-plugins",
+    "snakemake-interface-scheduler-plugins",
+    "snakemake-interface-storage-plugins",
+    "zc-lockfile",
+}
+
+
+def test_licences_are_listed_and_free() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "piplicenses", "--format=json", "--from=mixed"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = {canonical(row["Name"]): row["License"] for row in json.loads(done.stdout)}
+    assert len(found) > 150
+    pins = locked()
+    unclear = {n: licence for n, licence in found.items() if n in pins and not FREE.search(licence)}
+    assert unclear.keys() <= LOOKED_AT, unclear
+
+
+@pytest.mark.slow
+def test_the_lock_installs_alone(tmp_path: Path) -> None:
+    """Hashes are checked by pip itself, in a fresh environment."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv/bin/python")
+    quiet = ("--quiet", "--disable-pip-version-check")
+    subprocess.run([python, "-m", "pip", "install", *quiet, TORCH], check=True)
+    lock = ("--require-hashes", "--no-deps", "--requirement", str(ROOT / "requirements.lock"))
+    subprocess.run([python, "-m", "pip", "install", *quiet, *lock], check=True)
+    assert subprocess.run([python, "-m", "pip", "check"], check=False).returncode == 0
