@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: bench repro test check serve proof laws install
+.PHONY: bench repro test test-slurm check serve proof laws install
 
 repro: install  ## build everything of the tier that params.yaml names, then say what was built and what to open
 	@noscratch repro
@@ -17,6 +17,9 @@ test: install  ## the whole test suite, but for the long versions behind `make p
 
 proof: install laws  ## the long versions: every law on 10,000 examples, simulations, machine code, kills
 	@python -m pytest -q -m slow
+
+test-slurm: install  ## the smoke plan on a real one-node Slurm, and jobs and daemons that die (needs root, slurm and munge)
+	@python -m pytest -q -rs tests/test_slurm.py
 
 check: install  ## lint, types, the plan, the site; changes nothing
 	ruff check .
