@@ -179,16 +179,16 @@ def piece_rows(raw: Path) -> Iterator[Row]:
 
 
 def memory_rows(images: int, work: Path) -> Iterator[Row]:
-    """Pathfinder at 256 pixels, in parts and all at once; a quarter of the images must take as much in parts."""
+    """Pathfinder at 256 pixels, in parts and all at once; half of the images take as much in parts."""
     pack_release(work / "raw", images)
-    pack_release(work / "quarter", images // 4)
+    pack_release(work / "half", images // 2)
     whole = alone(generated, work / "a", images, images)
-    for count in (images // 4, images):
+    for count in (images // 2, images):
         parts = alone(generated, work / f"b{count}", count, PART)
         plain = whole if count == images else None
         yield row(f"PathX-256, {count:,} generated images", "MiB", parts, plain, "all pixels in memory")
     whole = alone(released, work / "raw", work / "c", images, True)
-    for folder, count in (("quarter", images // 4), ("raw", images)):
+    for folder, count in (("half", images // 2), ("raw", images)):
         parts = alone(released, work / folder, work / f"d{count}", count, False)
         plain = whole if count == images else None
         yield row(f"PathX-256, {count:,} images of a release", "MiB", parts, plain, "all pixels in memory")
