@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 import tomllib
 from html import unescape
 from pathlib import Path
@@ -18,6 +19,7 @@ from xml.etree import ElementTree
 import markdown
 import pyarrow.parquet as pq
 import pytest
+from bench import impulse
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -485,6 +487,18 @@ def test_a_survival_curve_steps_down_where_runs_learn() -> None:
     row = {"onsets": json.dumps({"0": 20, "1": 20, "2": 60, "3": None}), "budget": 100}
     corners = [(0.0, 1.0), (20.0, 1.0), (20.0, 0.5), (60.0, 0.5), (60.0, 0.25), (100.0, 0.25)]
     assert learning.survival(row) == corners
+
+
+def test_kernels_are_pictured(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["impulse", "--out", str(copy / "reports" / "records" / "bench-impulse")])
+    impulse.main()
+    publish(copy)
+    page = pages(copy)["backbones/s4d.md"]
+    values = [float(value) for value in re.findall(r'<data value="([^"]+)" data-cell="bench/bench-impulse/', page)]
+    assert len(values) == 4 * 9  # heads, and positions: zero and powers of two
+    assert max(map(abs, values)) <= 1
+    assert "Impulse response, as initialized" in page
+    assert "Impulse response" not in pages(copy)["backbones/transformer.md"]
 
 
 def test_settings_are_those_of_the_class_and_its_parents() -> None:

@@ -56,8 +56,15 @@ class Scale:
         return round(self.start + (of - low) / (high - low) * (self.end - self.start), 1)
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[Points]], draft: bool) -> Html:
-    """Bundles of curves (one a run) over a common x. Points that are not finite break the line."""
+def line_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Sequence[Points]],
+    draft: bool = False,
+    most: int = MOST_POINTS,
+) -> Html:
+    """Bundles of curves (one a run) over a common x, thinned to `most` points. One that is not finite breaks the line."""
     finite = [(x, y) for bundle in series.values() for points in bundle for x, y in points if math.isfinite(y)]
     if not finite:
         return tag("p", f"{title}: no finite value to draw.", class_="ns-empty")
@@ -67,7 +74,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequ
     parts = _frame(across, down, [number(x) for x in across.ticks], [_tick(y, y_label) for y in down.ticks], x_label)
     for index, bundle in enumerate(series.values()):
         for points in bundle:
-            shown_points = thin(points, MOST_POINTS)
+            shown_points = thin(points, most)
             parts += _curve(index, across, down, _pieces(shown_points))
             parts += _markers(index, across, down, [p for p in shown_points if math.isfinite(p[1])])
     ends = {name: [points[-1] for points in bundle if points] for name, bundle in series.items()}

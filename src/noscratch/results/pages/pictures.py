@@ -26,11 +26,12 @@ def impulse_responses(evidence: Evidence, family: str) -> list[Html]:
             if row["weights"] == weights:
                 heads.setdefault(f"head {row['head']}", []).append(row)
         series = {name: [[(float(r["position"]), r["value"]) for r in of]] for name, of in heads.items()}
-        figures.append(charts.line_chart(f"Impulse response, {weights}", "position", "value", series, draft=False))
+        figures.append(charts.line_chart(f"Impulse response, {weights}", "position", "value", series, most=len(rows)))
         texts.append(_table(measured, weights, heads))
     about = tag(
         "p",
-        "What one impulse at the first position does to every later one, head by head: the convolution kernel itself.",
+        "What one impulse at the first position does to every later one: the convolution kernel itself, of some heads of "
+        "the first block, relative to its largest value.",
     )
     return [about, tag("div", *figures, class_="ns-figures"), details("The kernels as text", *texts)]
 
