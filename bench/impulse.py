@@ -3,8 +3,8 @@
     python -m bench.impulse --out FOLDER [--trained RUN ...]
 
 Heads are those of the first block with the shortest, the longest and two steps between, each divided by its largest
-value; SGConv has no step, and its heads are the first ones. RUN is the folder of a finished fine-tuning (record.json and
-weights.safetensors). Writes FOLDER/impulse.parquet and its record.
+value; SGConv has no step, and its heads are the first ones. RUN is the folder of a finished fine-tuning, with its
+record.json and weights.safetensors. Writes FOLDER/impulse.parquet and its record.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def line_chart(
     draft: bool = False,
     most: int = MOST_POINTS,
 ) -> Html:
-    """Bundles of curves (one a run) over a common x, thinned to `most` points. One that is not finite breaks the line."""
+    """Bundles of curves (one a run) over a common x, each thinned to `most` points; one not finite breaks the line."""
     finite = [(x, y) for bundle in series.values() for points in bundle for x, y in points if math.isfinite(y)]
     if not finite:
         return tag("p", f"{title}: no finite value to draw.", class_="ns-empty")

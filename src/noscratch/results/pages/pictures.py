@@ -30,8 +30,8 @@ def impulse_responses(evidence: Evidence, family: str) -> list[Html]:
         texts.append(_table(measured, weights, heads))
     about = tag(
         "p",
-        "What one impulse at the first position does to every later one: the convolution kernel itself, of some heads of "
-        "the first block, relative to its largest value.",
+        "What one impulse at the first position does to every later one: the convolution kernel itself, of some heads "
+        "of the first block, relative to its largest value.",
     )
     return [about, tag("div", *figures, class_="ns-figures"), details("The kernels as text", *texts)]
 
