@@ -178,12 +178,13 @@ def thousand(root: Path) -> int:
 
 
 def report(root: Path, folders: list[Path]) -> None:
-    from noscratch.results import flags
+    from noscratch.results import compute, flags
     from noscratch.results.collect import collect
     from noscratch.results.judge import judge
 
     collect(folders, root / "reports")
-    judge(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
+    judge(root / "reports", root / "claims")
+    compute.report(root / "reports", root / "claims")
     flags.report(root / "reports", root / "claims")
 
 

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noscratch.results import parquet_bytes, statistics
-from noscratch.results.claims import Trained, load
+from noscratch.record import count_job, write_count
+from noscratch.results import observations, parquet_bytes, statistics
+from noscratch.results.claims import Cell, Trained, load
 from noscratch.results.collect import SCHEMA as RESULTS
 from noscratch.results.judge import KEY, SCHEMA, judge
+from noscratch.results.observations import Found, Observation, ObservationError
 
 LEDGER = Path(__file__).resolve().parents[1] / "claims"
 HEAD = "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
@@ -104,17 +106,17 @@ def rows(scores: Scores, tier: str = "paper", seeds: Iterable[int] = range(5), *
 
 
 def write(folder: Path, results: list[dict[str, Any]], ledger: str | None = None) -> tuple[Path, Path]:
+    """The folder of reports and that of claims."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.parquet"
-    path.write_bytes(parquet_bytes(pa.Table.from_pylist(results, schema=RESULTS)))
+    (folder / "results.parquet").write_bytes(parquet_bytes(pa.Table.from_pylist(results, schema=RESULTS)))
     if ledger is None:
-        return path, LEDGER
+        return folder, LEDGER
     (folder / "demo.yaml").write_text(HEAD + ledger)
-    return path, folder
+    return folder, folder
 
 
 def verdicts(folder: Path, results: list[dict[str, Any]], ledger: str | None = None) -> list[dict[str, Any]]:
-    judge(*write(folder, results, ledger), folder / "verdicts.parquet")
+    judge(*write(folder, results, ledger))
     return pq.read_table(folder / "verdicts.parquet").to_pylist()
 
 
@@ -314,22 +316,153 @@ def test_measured_claims_wait_for_a_measurement(tmp_path: Path) -> None:
     )
     [headline, row] = verdicts(tmp_path, rows({("text", "s4", "scratch"): 0.6}), ledger)
     assert headline["verdict"] == "not-run"
-    assert row["missing"] == "outside the grid: bert; measurement: a bench record with 5 repetitions; device: gpu"
+    assert row["missing"] == "outside the grid: bert"
     assert (row["tier"], row["region_low"], row["region_high"]) == ("none", pytest.approx(1.44), pytest.approx(1.76))
+
+
+SPEED = (
+    "  - {id: demo-speed, version: 1, statement: S, where: T, source: paper, status: S1, kind: efficiency,\n"
+    "     unit: ratio, backbones: [s4], values: {length-1024: 1.6, length-4096: 5}, seeds: 5, device: gpu,\n"
+    "     test: {rule: equivalent, margin_percent: 10, why: ours}}\n"
+)
+SIZE = (
+    "  - {id: demo-size, version: 1, statement: S, where: T, source: paper, status: S1, kind: architecture,\n"
+    "     unit: parameters, backbones: [s4], values: {parameters: 100}, device: any,\n"
+    "     test: {rule: equivalent, margin: 5, why: ours}}\n"
+)
+TIMES = (1.58, 1.60, 1.62, 1.59, 1.61)
+
+
+def observe(reports: Path, name: str, *seen: tuple[str, str, tuple[float, ...], str, str]) -> None:
+    """A record of observations: claim, quantity, values, class and model of the device."""
+    units = {"demo-speed": "ratio", "demo-size": "parameters"}
+    rows = [
+        Observation(
+            claim=claim,
+            quantity=quantity,
+            unit=units[claim],
+            values=list(values),
+            device=device,
+            model=model,
+            setting="",
+        )
+        for claim, quantity, values, device, model in seen
+    ]
+    folder = reports / "records" / name
+    folder.mkdir(parents=True)
+    (folder / observations.FILE).write_bytes(observations.as_bytes(rows))
+    write_count(folder, count_job(name, {}, ("noscratch.errors",)))
+
+
+def by_quantity(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["quantity"]: row for row in found if row["level"] == "quantity"}
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(96, "supported"), (105, "supported"), (106, "contradicted")])
+def test_counts_settle_by_themselves(tmp_path: Path, value: float, verdict: str) -> None:
+    observe(tmp_path, "counts", ("demo-size", "parameters", (value,), "any", ""))
+    [headline, row] = verdicts(tmp_path, [], SIZE)
+    assert (headline["verdict"], row["estimate"], row["n"], row["comparison"]) == (verdict, value, 1, "count")
+    assert (row["record"], row["device"], row["missing"]) == ("counts", "", "")
+
+
+def test_measurements_settle_on_their_class_of_device(tmp_path: Path) -> None:
+    """Elsewhere they point somewhere, and say what is missing."""
+    seen = ("demo-speed", "length-1024", TIMES), ("demo-speed", "length-4096", (2.1, 2.0, 1.9, 2.0, 2.0))
+    observe(tmp_path / "cpu", "bench", *((*each, "cpu", "A processor") for each in seen))
+    found = verdicts(tmp_path / "cpu", rows({("text", "s4", "scratch"): 0.6}), SPEED)
+    quick, slow = by_quantity(found).values()
+    assert (quick["verdict"], quick["indication"]) == ("not-run", "towards")
+    assert (slow["verdict"], slow["indication"]) == ("not-run", "against")
+    assert quick["missing"] == slow["missing"] == "device: gpu (have A processor)"
+    assert quick["p_support"] is None
+    assert headlines(found) == {"speed": "not-run"}
+    observe(tmp_path / "gpu", "bench", *((*each, "gpu", "A GPU") for each in seen))
+    found = verdicts(tmp_path / "gpu", [], SPEED)
+    quick, slow = by_quantity(found).values()
+    assert (quick["verdict"], slow["verdict"]) == ("supported", "contradicted")
+    assert quick["estimate"] == pytest.approx(1.6, abs=1e-3)
+    assert quick["interval_low"] < 1.6 < quick["interval_high"]
+    assert (quick["device"], quick["record"], quick["n"], quick["missing"]) == ("A GPU", "bench", 5, "")
+    assert headlines(found) == {"speed": "contradicted"}, "one of its two quantities is"
+
+
+def test_measurements_need_their_repetitions(tmp_path: Path) -> None:
+    observe(tmp_path, "bench", ("demo-speed", "length-1024", TIMES[:4], "gpu", "A GPU"))
+    row = by_quantity(verdicts(tmp_path, rows({("text", "s4", "scratch"): 0.6}), SPEED))["length-1024"]
+    assert (row["verdict"], row["indication"], row["missing"]) == ("not-run", "towards", "repetitions: 5 (have 4)")
+
+
+def test_a_measurement_must_hold_on_every_device(tmp_path: Path) -> None:
+    """A second device of the class that disagrees leaves no support."""
+    observe(tmp_path, "first", ("demo-speed", "length-1024", TIMES, "gpu", "A GPU"))
+    observe(tmp_path, "second", ("demo-speed", "length-1024", tuple(2 * t for t in TIMES), "gpu", "B GPU"))
+    row = by_quantity(verdicts(tmp_path, [], SPEED))["length-1024"]
+    assert (row["verdict"], row["record"], row["device"]) == ("contradicted", "first; second", "A GPU; B GPU")
+
+
+@pytest.mark.parametrize(
+    ("device", "class_", "model", "fits"),
+    [
+        ("a100", "gpu", "NVIDIA A100-SXM4-80GB", True),
+        ("a100", "gpu", "NVIDIA H200", False),
+        ("gpu", "gpu", "NVIDIA H200", True),
+        ("gpu", "cpu", "A processor", False),
+        ("any", "cpu", "A processor", True),
+    ],
+)
+def test_classes_of_devices(device: str, class_: Any, model: str, fits: bool) -> None:
+    seen = Observation(claim="", quantity="", unit="", values=[1.0], device=class_, model=model, setting="")
+    assert Found(seen, "").on(device) is fits
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"unit": "parameters"', '"unit": "flops"', "observed in flops, claimed in parameters"),
+        ('"parameters",\n', '"size",\n', "no claim in claims/ has this quantity"),
+        ("100.0", '"many"', "valid number"),
+        ("100.0", "NaN", "finite number"),
+    ],
+)
+def test_observations_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    observe(tmp_path, "counts", ("demo-size", "parameters", (100,), "any", ""))
+    path = tmp_path / "records" / "counts" / observations.FILE
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ObservationError, match="digest differs"):
+        verdicts(tmp_path, [], SIZE)
+    write_count(path.parent, count_job("counts", {}, ("noscratch.errors",)))
+    with pytest.raises(ObservationError, match=message):
+        verdicts(tmp_path, [], SIZE)
+
+
+def test_outside_the_grid_is_what_no_tier_plans(tmp_path: Path) -> None:
+    """A cell that another tier plans is inside, though nothing of it has run."""
+    reports, ledger = write(tmp_path, rows({("text", "s4", "scratch"): 0.6}), ACCURACY)
+    for planned, missing in (
+        ([], "outside the grid: listops/s4/scratch"),
+        ([Cell("listops", "s4", "scratch")], "runs: listops/s4/scratch at tier paper"),
+    ):
+        judge(reports, ledger, planned)
+        headline = pq.read_table(reports / "verdicts.parquet").to_pylist()[0]
+        assert (headline["verdict"], headline["missing"]) == ("not-run", missing)
 
 
 def test_table(tmp_path: Path) -> None:
     """Schema, key and bytes: the order of the results does not matter, and a second run changes nothing."""
     results = rows(SCORES)
-    judge(*write(tmp_path / "a", results), tmp_path / "a.parquet")
-    judge(*write(tmp_path / "b", results[::-1]), tmp_path / "b.parquet")
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    table = pq.read_table(tmp_path / "a.parquet")
+    paths = [tmp_path / name / "verdicts.parquet" for name in "ab"]
+    judge(*write(tmp_path / "a", results))
+    judge(*write(tmp_path / "b", results[::-1]))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    table = pq.read_table(paths[0])
     assert table.schema.equals(SCHEMA, check_metadata=True)
     keys = [tuple(row[name] for name in KEY) for row in table.to_pylist()]
     assert keys == sorted(set(keys))
     ids = {claim.id for paper in load(LEDGER) for claim in paper.claims}
     assert {row["claim"] for row in table.to_pylist() if row["level"] == "headline"} == ids
-    before = (tmp_path / "a.parquet").stat().st_mtime_ns
-    judge(tmp_path / "a" / "results.parquet", LEDGER, tmp_path / "a.parquet")
-    assert (tmp_path / "a.parquet").stat().st_mtime_ns == before
+    before = paths[0].stat().st_mtime_ns
+    judge(tmp_path / "a", LEDGER)
+    assert paths[0].stat().st_mtime_ns == before

@@ -409,16 +409,46 @@ def tuning() -> None:
 
 @app.command()
 def judge() -> None:
-    """Test every claim in claims/ against the results: reports/verdicts.parquet; sum up cells and flag runs beside it.
+    """Test every claim in claims/ against the results: reports/verdicts.parquet. Beside it: gains at equal compute,
+    cells summed up, runs flagged.
 
     Example: noscratch judge
     """
+    from noscratch.results import history
+    from noscratch.results.claims import Cell, load
+    from noscratch.results.compute import report as at_equal_compute
     from noscratch.results.flags import report as look_twice
     from noscratch.results.judge import judge as test_claims
 
+    store, the_plan = _checkout()
+    reports, ledger = store.root / "reports", store.root / "claims"
+    history.check(load(ledger), reports / history.FILE)
+    jobs = [job.cell for each in plans_of_all_tiers(the_plan.params) for job in each.of("finetune") if job.cell]
+    planned = {Cell(cell.task, cell.backbone, cell.protocol) for cell in jobs}
+    test_claims(reports, ledger, planned)
+    at_equal_compute(reports, ledger, planned)
+    look_twice(reports, ledger)
+
+
+@app.command()
+def count() -> None:
+    """Count sizes and operations of the published models, and compute identities, unless the present code has done so;
+    writes reports/records/architecture.
+
+    Example: noscratch count
+    """
+    from noscratch.record import count_job, is_counted, write_count
+    from noscratch.results.claims import load, units
+
     root = Path.cwd()
-    test_claims(root / "reports" / "results.parquet", root / "claims", root / "reports" / "verdicts.parquet")
-    look_twice(root / "reports", root / "claims")
+    folder = root / "reports" / "records" / "architecture"
+    papers = load(root / "claims")
+    job = count_job("architecture", {"units": units(papers)}, ("noscratch.results.architecture",))
+    if not is_counted(folder, job):
+        from noscratch.results import architecture, observations, write_if_changed
+
+        write_if_changed(folder / observations.FILE, observations.as_bytes(architecture.count(papers)))
+        write_count(folder, job)
 
 
 @app.command()
@@ -476,10 +506,22 @@ def commit() -> None:
             f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, which ends "
             "with this command."
         )
-    for make in (collect, judge, publish, site):  # whatever stands there may be of other views or claims
+    for make in (count, collect, judge, publish, site):  # whatever stands there may be of other views or claims
         make()
     if _to_its_end("dvc", "commit", "--force", "--quiet"):
         raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
+    _log_verdicts(store.root)
+
+
+def _log_verdicts(root: Path) -> None:
+    """Append what changed since the last time to reports/verdicts.jsonl, which belongs to git and not to DVC."""
+    from noscratch.record import Stopwatch
+    from noscratch.results import history
+    from noscratch.results.claims import load
+
+    commit = Stopwatch(root, "cpu").commit
+    for line in history.append(root / "reports", load(root / "claims"), commit):
+        out.print(f"{line['claim']}: {line['verdict']}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from noscratch.plan import Job
-from noscratch.store import PROVENANCE, RECORD, as_json, sha256_of
+from noscratch.store import PROVENANCE, RECORD, as_json, read_record, sha256_of
 
 SCHEMA = 1
 STATES = ("done", "failed", "blocked", "diverged")
@@ -90,6 +90,28 @@ def write_bench(folder: Path, name: str, settings: Mapping[str, Any], modules: t
         path.unlink(missing_ok=True)
     write_record(job, folder, "done", {}, {})
     Stopwatch(root, "cpu").write(folder, {})
+
+
+def count_job(name: str, settings: Mapping[str, Any], modules: tuple[str, ...]) -> Job:
+    """Something counted: no job of the plan, and the same on every machine, so its record has no provenance."""
+    return Job("count", name, settings, modules, {}, name)
+
+
+def write_count(folder: Path, job: Job) -> None:
+    """Record what was counted, in tables that stand in `folder`."""
+    (folder / RECORD).unlink(missing_ok=True)
+    write_record(job, folder, "done", {}, {})
+
+
+def is_counted(folder: Path, job: Job) -> bool:
+    """Does `folder` hold what the present code counts, as it was written?"""
+    if not (folder / RECORD).is_file():
+        return False
+    record = read_record(folder)
+    artifacts = record["artifacts"].items()
+    return record["address"] == job.address and all(
+        (folder / name).is_file() and sha256_of(folder / name) == file["sha256"] for name, file in artifacts
+    )
 
 
 class Stopwatch:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from noscratch import flops
 from noscratch.backbones import configure, load, parallel
-from noscratch.backbones._ffn import Feedforward
+from noscratch.backbones._ffn import Feedforward, Settings
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,54 @@ class Preset:
         return backbone.build(configure(backbone, {**self.config, **changes}), self.d_model, 1024, self.causal)
 
 
+class Ungated(Preset):
+    """With the blocks of S4's first version: they end in a plain linear layer, not in a gated one."""
+
+    def block(self, number: int) -> nn.Module:
+        block = super().block(number)
+        block.gate = nn.Linear(self.d_model, self.d_model)
+        return block
+
+
+class Fed(Preset):
+    """Two blocks and a feedforward with its norm make one: S4 as a language model."""
+
+    def block(self, number: int) -> nn.Module:
+        feedforward = Feedforward(self.d_model, 4 * self.d_model, Settings(), "auto")
+        return nn.Sequential(super().block(number), super().block(number), nn.LayerNorm(self.d_model), feedforward)
+
+
+@dataclass(frozen=True)
+class Wide(Preset):
+    """Decoders whose attention is narrower than the model and whose feedforward is wider, of low rank but the first."""
+
+    attention: int = 0
+    keys: int = 0
+    """Heads of keys and values, each 64 wide."""
+    feedforward: int = 0
+
+    def block(self, number: int) -> nn.Module:
+        settings = Settings(**{**self.config, **(self.first if number == 0 else {})})
+        return _WideBlock(self.d_model, self.attention, self.keys, self.feedforward, settings)
+
+
+class _WideBlock(nn.Module):
+    def __init__(self, d_model: int, attention: int, keys: int, width: int, settings: Settings) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(d_model), nn.LayerNorm(d_model)])
+        self.q, self.k, self.v = (nn.Linear(d_model, n) for n in (attention, 64 * keys, 64 * keys))
+        self.out = nn.Linear(attention, d_model)
+        self.feedforward = Feedforward(d_model, width, settings, "auto")
+
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+        q, k, v = (m(self.norms[0](x)).unflatten(-1, (-1, 64)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        fed: Tensor = x + self.feedforward(self.norms[1](x))
+        return fed
+
+
 class Size(NamedTuple):
     parameters: int
     feedforward: int
@@ -61,7 +110,7 @@ def forward_flops(preset: Preset, length: int) -> int:
     """Operations of the blocks for one sequence: products and attention, a L + b L^2, from counts at two short lengths,
     and 2.5 n log2 n, n = 2 L, for each real Fourier transform."""
 
-    def counted(short: int) -> int:
+    def counted(block: nn.Module, short: int) -> int:
         x = torch.zeros(1, short, preset.d_model)
 
         def work() -> None:
@@ -70,17 +119,41 @@ def forward_flops(preset: Preset, length: int) -> int:
         with torch.no_grad():
             return flops.count(work)
 
-    block = preset.block(0).eval()
-    short = 8
-    quadratic = (counted(2 * short) - 2 * counted(short)) / (2 * short**2)
-    linear = counted(short) / short - quadratic * short
-    transform = 5 * length * math.log2(2 * length)
-    return round(preset.layers * (linear * length + quadratic * length**2 + preset.transforms * transform))
+    short, total = 8, 0.0
+    transform = preset.transforms * 5 * length * math.log2(2 * length)
+    for number, copies in ((0, 1), (1, preset.layers - 1)) if preset.first else ((1, preset.layers),):
+        block = preset.block(number).eval()
+        once, twice = counted(block, short), counted(block, 2 * short)
+        quadratic = (twice - 2 * once) / (2 * short**2)
+        linear = once / short - quadratic * short
+        total += copies * (linear * length + quadratic * length**2 + transform)
+    return round(total)
+
+
+def training_flops(preset: Preset, length: int) -> float:
+    """Operations of training a language model with tied embeddings, for each token: three times those of a forward
+    pass of the blocks and of the output layer."""
+    return 3 * (forward_flops(preset, length) / length + 2 * preset.around["tokens"])
+
+
+def guided_training_flops(preset: Wide, length: int, share: float) -> float:
+    """The same with self-guided training over the first `share` of the steps, whose tokens are seen again at the end.
+
+    A guided step computes the dense maps too, and does so to half their cost: over half of the steps the authors name
+    25 % of a dense feedforward's operations.
+    """
+    dense = 3 * 4 * preset.d_model * preset.feedforward * (preset.layers - 1)
+    return (1 + share) * training_flops(preset, length) + share * dense / 2
 
 
 def _bert(width: int, positions: int) -> dict[str, int]:
     """What stands below the blocks of BERT, and of BiGS, which took it over; heads are not counted."""
     return {"tokens": 30522 * width, "positions": positions * width, "token types": 2 * width, "norm": 2 * width}
+
+
+def _banded(width: int, bands: Mapping[int, int]) -> dict[str, int]:
+    """Embeddings in bands {width: tokens}, each with its projection, shared with the output layer."""
+    return {"tokens": sum(w * n for w, n in bands.items()), "projections": width * sum(bands), "norm": 2 * width}
 
 
 def _structured() -> dict[str, Preset]:
@@ -107,6 +180,15 @@ def _structured() -> dict[str, Preset]:
             presets[f"structured-{name}-{form}"] = Preset(
                 "transformer", {"heads": heads, **ffn}, d_model, layers, around, causal=True, first={"ffn": "dense"}
             )
+    low_rank = {"ffn": "low_rank", "rank": 0.5}
+    for name, d_model, attention, feedforward in (("m", 1024, 512, 4864), ("l", 1536, 768, 7424)):
+        around = {"tokens": 32000 * d_model, "norm": 2 * d_model}
+        presets[f"structured-{name}-wide"] = Wide(
+            *("", low_rank, d_model, 24, around, True, {"ffn": "dense"}),
+            attention=attention,
+            keys=4,
+            feedforward=feedforward,
+        )
     return presets
 
 
@@ -114,6 +196,22 @@ PRESETS: dict[str, Preset] = {
     # arXiv 2212.10544; the checkpoint for 512 positions
     "bigs": Preset("bigs", {}, 1024, 23, _bert(1024, 512), transforms=4 * 1024),
     "bert-large": Preset("transformer", {"heads": 16, "positions": "none", "norm": "post"}, 1024, 24, _bert(1024, 512)),
+    # arXiv 2111.00396: sequential CIFAR-10, Speech Commands of ten classes
+    "s4-scifar": Ungated("s4", {"norm": "post"}, 1024, 6, {"encoder": 4 * 1024, "decoder": 1025 * 10}, causal=True),
+    "s4-speech-10": Ungated("s4", {}, 128, 6, {"encoder": 2 * 128, "decoder": 129 * 10}, causal=True),
+    # WikiText-103: the authors' configuration, whose output layer has biases, clusters and one projection of its own;
+    # and the Transformer of Baevski and Auli (arXiv 1809.10853)
+    "s4-wikitext": Fed(
+        *("s4", {}, 1024, 16),
+        _banded(1024, {1024: 19997, 256: 20000, 64: 160000, 16: 67738})
+        | {"biases": 267735, "clusters": 3 * 1025, "output": 1024 * 1024},
+        causal=True,
+    ),
+    "transformer-wikitext": Preset(
+        *("transformer", {"positions": "none"}, 1024, 16),
+        _banded(1024, {1024: 20000, 256: 40000, 64: 207744}),
+        causal=True,
+    ),
     # example.py of the S4 repository: three colours in, ten classes out
     "s4-example": Preset("s4d", {}, 128, 4, {"encoder": 4 * 128, "decoder": 129 * 10}, causal=True),
     # Speech Commands, 35 classes, S4-LegS as reported with Liquid-S4

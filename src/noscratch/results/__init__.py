@@ -6,6 +6,7 @@ curves.csv         every run's curves                              collect.colle
 cells.parquet      one row = cell without its seed                 cells.SCHEMA
 flags.parquet      one row = run x flag                            flags.SCHEMA
 verdicts.parquet   one row = claim x quantity x tier, + headlines  judge.SCHEMA
+compute.parquet    what SPT gains at equal compute, three ways     compute.SCHEMA
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ names it and "" otherwise, value null. Its columns:
     address, pretrain_address                of the run; of the run whose weights it starts from, "" where none
     selected_step                            the step that the selection rule chose
     parameters, steps, tokens_real, tokens_computed, flops      counts of the run
+    matched                                  what a scratch-matched run spends as much of: "flops" | "steps" | "energy"
     kernels                                  JSON: kernel -> the backend that ran
     code                                     "current": a tier's present plan names the address; "earlier": none does,
                                              since settings or code changed after the run was published
@@ -79,6 +80,7 @@ SCHEMA = pa.schema(
         pa.field("tokens_real", pa.int64()),
         pa.field("tokens_computed", pa.int64()),
         pa.field("flops", pa.float64()),
+        pa.field("matched", pa.string()),
         pa.field("kernels", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
         pa.field("setting", pa.string(), nullable=False),
@@ -233,6 +235,7 @@ def _rows(run: Run) -> Iterator[Row]:
         "address": record["address"],
         "pretrain_address": record["needs"].get("pretrained", ""),
         "selected_step": None,
+        "matched": record["settings"].get("train", {}).get("matched"),
         "kernels": json.dumps(result.get("kernels", {}), sort_keys=True),
         "code": run.code,
         "setting": _setting(record),

@@ -17,17 +17,20 @@ sorted by KEY:
     missing                      what would settle it: "tier: paper (have mini); seeds: 3 (have 1)"; "" where settled
     estimate                     ours, in `unit`: the mean, or the difference of means
     interval_low, interval_high  its 95 % t interval; null below two seeds
-    n, seeds                     the number of seeds behind it, and a JSON list of them
-    comparison                   "one sample" | "paired" | "welch" | "readings" | "none"
+    n, seeds                     the number of seeds or repetitions behind it, and a JSON list of the seeds
+    comparison                   "one sample" | "paired" | "welch" | "readings" | "count" | "none"
     degenerate                   how many of the runs behind it predict one constant
     p_support, p_contradict      adjusted by Holm within the paper and tier; null unless tier and seeds suffice
     cells                        JSON list of "task/backbone/protocol" that the quantity uses
+    device, record               what it was measured on, and the folder of the record below reports/records; "" where
+                                 it was not measured
 
 A quantity is settled only by its claim's tier or a higher one, with all planned runs finished and at least its seeds:
 failed runs are never left out. A claim with `looks` is tested at each of them with as many seeds, the lowest, by a rule
-that bounds the error of all looks together (statistics.sequential). The family of Holm's adjustment is every quantity
-of the paper that can be settled at the tier. A headline holds if `need` of its quantities are supported, and fails if
-too few can still be.
+that bounds the error of all looks together (statistics.sequential). One that needs no training is settled by
+observations on its claim's class of device (results/observations.py): a count by itself, a measurement by its
+repetitions. The family of Holm's adjustment is every quantity of the paper that can be settled at the tier. A headline
+holds if `need` of its quantities are supported, and fails if too few can still be.
 """
 
 from __future__ import annotations
@@ -35,15 +38,16 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from noscratch.results import parquet_bytes, statistics, write_if_changed
+from noscratch.results import observations, parquet_bytes, statistics, write_if_changed
 from noscratch.results.claims import TIERS, Cell, Claim, Conflict, Measured, Paper, Quantity, Trained, load
 from noscratch.results.collect import Row, read_results
+from noscratch.results.observations import Found
 
 KEY = ("paper", "claim", "level", "quantity", "tier")
 SCHEMA = pa.schema(
@@ -60,7 +64,7 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in ("seeds", "comparison")),
         pa.field("degenerate", pa.int64(), nullable=False),
         *(pa.field(name, pa.float64()) for name in ("p_support", "p_contradict")),
-        pa.field("cells", pa.string(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("cells", "device", "record")),
     ]
 )
 SETTLED = ("supported", "contradicted")
@@ -68,6 +72,7 @@ UNTRAINED = "none"  # the tier of a claim that needs no training
 SHOWN = 6  # how many missing things of one sort are spelt out
 
 Missing = dict[str, list[str]]  # sort of thing -> the things
+Seen = Mapping[tuple[str, str], Sequence[Found]]  # (claim, quantity) -> what records observed
 
 
 @dataclass(frozen=True)
@@ -106,18 +111,24 @@ class Finding:
     seeds: Sequence[int] = ()
     comparison: str = "none"
     degenerate: int = 0
+    device: str = ""
+    record: str = ""
     p: tuple[float, float] | None = None  # support, contradict: set where the quantity can be settled
 
 
-def judge(results: Path, claims: Path, out: Path) -> None:
-    """Write verdicts.parquet at `out` from results.parquet and the folder of claims; the same in, the same bytes out.
+def judge(reports: Path, claims: Path, planned: Collection[Cell] = ()) -> None:
+    """Write reports/verdicts.parquet from reports/results.parquet, the observations in reports/records and the folder
+    of claims; the same in, the same bytes out. `planned` holds the cells of the grid at any tier.
 
-    Raises claims.ClaimError for a broken ledger and collect.RecordError for a broken table of results.
+    Raises claims.ClaimError for a broken ledger, collect.RecordError for a broken table of results, and
+    observations.ObservationError.
     """
-    grid = Grid(read_results(results))
-    rows = [row for paper in load(claims) for row in _judge_paper(paper, grid)]
+    grid = Grid(read_results(reports / "results.parquet"), planned)
+    papers = load(claims)
+    seen = observations.read(reports / "records", papers)
+    rows = [row for paper in papers for row in _judge_paper(paper, grid, seen)]
     rows.sort(key=lambda row: tuple(row[name] for name in KEY))
-    write_if_changed(out, parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)))
+    write_if_changed(reports / "verdicts.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)))
 
 
 class Grid:
@@ -127,7 +138,7 @@ class Grid:
     plan count, or where there are none the largest group.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], planned: Collection[Cell] = ()) -> None:
         found: dict[tuple[str, Cell], dict[tuple[str, str], dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
         for row in rows:
             if row["phase"] != "finetune":
@@ -144,7 +155,7 @@ class Grid:
             place: groups[max(groups, key=lambda key: (key[0] == "current", len(groups[key]), key))]
             for place, groups in found.items()
         }
-        self.cells = {cell for _, cell in self.runs}
+        self.cells = {cell for _, cell in self.runs} | set(planned)
         self.backbones = {cell.backbone for cell in self.cells}
         self.tiers = {tier for tier, _ in self.runs}
 
@@ -160,9 +171,9 @@ class Grid:
         return {seed: run.scores[split, metric] for seed, run in runs.items() if (split, metric) in run.scores}
 
 
-def _judge_paper(paper: Paper, grid: Grid) -> Iterable[Row]:
+def _judge_paper(paper: Paper, grid: Grid, seen: Seen) -> Iterable[Row]:
     findings = {
-        claim.id: [_finding(claim, q, tier, grid) for tier, q in _places(claim, grid)] for claim in paper.claims
+        claim.id: [_finding(claim, q, tier, grid, seen) for tier, q in _places(claim, grid)] for claim in paper.claims
     }
     _settle(paper.claims, findings)
     for claim in paper.claims:
@@ -181,11 +192,11 @@ def _places(claim: Claim, grid: Grid) -> Iterable[tuple[str, Quantity]]:
     return ((tier, quantity) for quantity in claim.quantities for tier in tiers)
 
 
-def _finding(claim: Claim, quantity: Quantity, tier: str, grid: Grid) -> Finding:
+def _finding(claim: Claim, quantity: Quantity, tier: str, grid: Grid, seen: Seen) -> Finding:
     if isinstance(claim, Conflict):
         return _conflict(claim, quantity)
     if isinstance(claim, Measured):
-        return _measured(claim, quantity, grid)
+        return _measured(claim, quantity, grid, seen.get((claim.id, quantity.name), ()))
     return _trained(claim, quantity, tier, grid)
 
 
@@ -204,15 +215,63 @@ def _conflict(claim: Conflict, quantity: Quantity) -> Finding:
     )
 
 
-def _measured(claim: Measured, quantity: Quantity, grid: Grid) -> Finding:
-    missing = {
-        "measurement": [f"a bench record with {claim.seeds} repetitions" if claim.seeds > 1 else "a bench record"]
-    }
-    if claim.device != "any":
-        missing["device"] = [claim.device]
-    if outside := [backbone for backbone in claim.backbones if backbone not in grid.backbones]:
-        missing = {"outside the grid": outside} | missing
-    return Finding(quantity, UNTRAINED, missing=missing)
+def _measured(claim: Measured, quantity: Quantity, grid: Grid, seen: Sequence[Found]) -> Finding:
+    if not seen:
+        if outside := [backbone for backbone in claim.backbones if backbone not in grid.backbones]:
+            return Finding(quantity, UNTRAINED, missing={"outside the grid": outside})
+        missing: Missing = {"measurement": [f"{claim.seeds} repetitions" if claim.seeds > 1 else "a count"]}
+        if claim.device != "any":
+            missing["device"] = [claim.device]
+        return Finding(quantity, UNTRAINED, missing=missing)
+    fitting = [each for each in seen if each.on(claim.device)]
+    used = fitting or list(seen)
+    finding = Finding(quantity, UNTRAINED, n=min(len(each.observation.values) for each in used))
+    finding.device = "; ".join(dict.fromkeys(each.observation.model for each in used))
+    finding.record = "; ".join(dict.fromkeys(each.record for each in used))
+    if not fitting:
+        finding.missing["device"] = [f"{claim.device} (have {', '.join(dict.fromkeys(e.place for e in used))})"]
+    edges = claim.test.region(quantity.low, quantity.high)
+    if claim.kind != "efficiency":
+        return _counted(finding, [value for each in used for value in each.observation.values], edges)
+    if finding.n < claim.seeds:
+        finding.missing["repetitions"] = [f"{claim.seeds} (have {finding.n})"]
+    _repeated(claim, finding, [each.observation.values for each in used], edges)
+    return finding
+
+
+def _counted(finding: Finding, values: Sequence[float], edges: tuple[float, float]) -> Finding:
+    """What is counted has no spread: it lies in the region or outside."""
+    inside = all(edges[0] <= value <= edges[1] for value in values)
+    finding.estimate, finding.comparison = values[0], "count"
+    finding.indication = "towards" if inside else "against"
+    if not finding.missing:
+        finding.verdict = "supported" if inside else "contradicted"
+    return finding
+
+
+def _repeated(
+    claim: Measured, finding: Finding, samples: Sequence[Sequence[float]], edges: tuple[float, float]
+) -> None:
+    """Estimate, interval, indication and p-values of measurements; the claim must hold on each device (the hardest is
+    shown). Ratios are averaged on the log scale."""
+    onto, back = (_log, math.exp) if claim.unit == "ratio" else (float, float)
+    if finding.n < 2:
+        finding.estimate, finding.indication = samples[0][0], "unclear"
+        return
+    estimates = [statistics.mean([onto(value) for value in sample]) for sample in samples]
+    region = onto(edges[0]), onto(edges[1])
+    tests = [statistics.region(estimate, *region) for estimate in estimates]
+    hardest = max(range(len(tests)), key=lambda i: tests[i][0])
+    low, high = (back(edge) for edge in statistics.interval(estimates[hardest]))
+    finding.estimate, finding.interval = back(estimates[hardest].value), (low, high)
+    finding.comparison, finding.indication = "one sample", _indication((low, high), edges)
+    if not finding.missing:
+        finding.verdict = "inconclusive"
+        finding.p = max(p for p, _ in tests), min(1.0, min(p for _, p in tests) * len(tests))
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _trained(claim: Trained, quantity: Quantity, tier: str, grid: Grid) -> Finding:
@@ -386,8 +445,14 @@ def _headline(paper: str, claim: Claim, findings: Sequence[Finding]) -> Row:
         cells = tuple(cell for part in parts for cell in part.quantity.cells)
         against = tuple(group for part in parts for group in part.quantity.against)
         quantity = Quantity("", math.nan, math.nan, None, cells, against)
-        missing = _merged(part.missing for part in parts)
-        whole = Finding(quantity, tier, missing=missing, degenerate=sum(part.degenerate for part in parts))
+        whole = Finding(
+            quantity,
+            tier,
+            missing=_merged(part.missing for part in parts),
+            degenerate=sum(part.degenerate for part in parts),
+            device="; ".join(dict.fromkeys(part.device for part in parts if part.device)),
+            record="; ".join(dict.fromkeys(part.record for part in parts if part.record)),
+        )
     whole = replace(whole, verdict=verdicts[tier], indication=_points([f.indication for f in by_tier[pointing]], need))
     return _row(paper, claim, whole, "headline") | {"quantity": ""}
 
@@ -440,7 +505,7 @@ def _row(paper: str, claim: Claim, finding: Finding, level: str) -> Row:
         "alpha": claim.test.alpha,
         "verdict": finding.verdict,
         "indication": finding.indication,
-        "missing": "" if finding.verdict in SETTLED else _text(finding.missing),
+        "missing": "" if finding.verdict in SETTLED else spelt(finding.missing),
         "estimate": finding.estimate,
         "interval_low": finding.interval[0],
         "interval_high": finding.interval[1],
@@ -451,6 +516,8 @@ def _row(paper: str, claim: Claim, finding: Finding, level: str) -> Row:
         "p_support": finding.p[0] if finding.p else None,
         "p_contradict": finding.p[1] if finding.p else None,
         "cells": json.dumps([str(cell) for cell in dict.fromkeys(cells)]),
+        "device": finding.device,
+        "record": finding.record,
     }
 
 
@@ -458,7 +525,8 @@ def _or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _text(missing: Mapping[str, Sequence[str]]) -> str:
+def spelt(missing: Mapping[str, Sequence[str]]) -> str:
+    """What is missing, in words."""
     parts = []
     for sort, things in missing.items():
         more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""

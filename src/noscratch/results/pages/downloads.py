@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from noscratch.results import cells, collect, flags, judge, parquet_bytes
+from noscratch.results import cells, collect, compute, flags, judge, parquet_bytes
 from noscratch.results.pages.evidence import HISTORY, Evidence, PublishError
 from noscratch.results.pages.markup import Cell, Page, code, command, link, listing, slug, table
 from noscratch.results.pages.numbers import at, shown, words
 from noscratch.yaml_reader import read
 
 CITATION = "downloads/citation.bib"
-TABLES = {"results": collect, "cells": cells, "flags": flags, "verdicts": judge}
+TABLES = {"results": collect, "cells": cells, "flags": flags, "verdicts": judge, "compute": compute}
 
 
 def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
@@ -115,6 +115,7 @@ ABOUT = {
     "cells": "one row = cell without its seed: mean and interval over seeds, and when they began to learn",
     "flags": "one row = run x flag: what to look at twice, such as constant predictions",
     "verdicts": "one row = claim x quantity x tier, and the headline of each claim",
+    "compute": "one row = claim x quantity x tier x way: what self-pretraining gains at equal compute",
     "curves": "every point of every curve: run, step, split, metric, value",
     "history": "every change of a verdict, the oldest first: date, commit, claim, version, tier, verdict, figures",
     "citation": "this project and the papers of its claims, as BibTeX",

@@ -338,7 +338,8 @@ def _measurement(path: Path, root: Path) -> Measurement:
                 "or measure again"
             )
         files[name] = file.read_bytes()
-    provenance = json.loads((folder / PROVENANCE).read_bytes())
+    # What was counted is the same on every machine and has none.
+    provenance = json.loads((folder / PROVENANCE).read_bytes()) if (folder / PROVENANCE).is_file() else {}
     return Measurement(folder.relative_to(root).as_posix(), record, provenance, files)
 
 
