@@ -61,6 +61,12 @@ def shown_in(*views):
     ]
 
 
+def stop_after(wildcards, resources):
+    """On a cluster a job saves and ends some minutes before its time is over, and is called again."""
+    minutes = resources.get("runtime") if ON_CLUSTER else None
+    return f"--stop-after {max(60 * minutes - 300, 30 * minutes)}" if minutes else ""
+
+
 wildcard_constraints:
     address="[0-9a-f]{12}",
     label="[a-z0-9-]+",
@@ -100,10 +106,12 @@ for kind in KINDS:
                 and (GPUS or ON_CLUSTER and PLAN.params.run.device != "cpu")
                 else 0
             ),
-            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            mem_mb=lambda wildcards, attempt: 4000 * min(attempt, 4),
+        params:
+            stop_after=stop_after,
         shell:
             NOSCRATCH
-            + " run {wildcards.address} > {log} 2>&1"
+            + " run {wildcards.address} {params.stop_after} > {log} 2>&1"
             + " || {{ code=$?; tail -n 20 {log} >&2; exit $code; }}"
 
 

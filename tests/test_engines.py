@@ -231,15 +231,22 @@ def test_a_second_run_at_the_same_time_is_refused(by_dvc: Checkout) -> None:
         by_dvc.snakemake("--dry-run", "all")
 
 
-def test_gpu_slots_are_those_of_the_host_or_the_clusters(by_dvc: Checkout, tmp_path: Path) -> None:
+def test_slots_and_time_are_those_of_the_host_or_the_clusters(by_dvc: Checkout, tmp_path: Path) -> None:
     clone = by_dvc.clone(tmp_path / "clone")
     clone.edit("params.yaml", "device: cpu", "device: auto")
-    here = clone.snakemake("--dry-run", "--quiet", "host", "--", "all", NOSCRATCH_GPUS="2")
+    shown = ("--dry-run", "--printshellcmds", "--quiet", "host", "--", "all")
+    here = clone.snakemake(*shown, NOSCRATCH_GPUS="2")
     login = clone.run(
         *(sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "4"),
-        *("--dry-run", "--quiet", "host", "--", "all"),
+        *("--default-resources", "runtime=240"),
+        *shown,
         NOSCRATCH_GPUS="0",
     )
     for said in (here.stdout + here.stderr, login.stdout + login.stderr):
         assert said.count("gpu=1") == said.count("rule pretrain:") + said.count("rule finetune:") > 0, said
+    assert "--stop-after" not in here.stdout + here.stderr, "nobody ends a job here"
+    said = login.stdout + login.stderr
+    assert said.count(" --stop-after 14100 >") == said.count(" -m noscratch run ") > 0, (
+        "a cluster does, after 240 minutes"
+    )
     assert not (clone.root / "data/store").exists()

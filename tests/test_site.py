@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("site")
 
 # One page of every kind.
 KINDS = (
-    *("index.html", "reproduce.html", "extend.html", "testing.html"),
+    *("index.html", "reproduce.html", "train.html", "extend.html", "testing.html"),
     *(
         f"generated/{name}.html"
         for name in ("results", "failures", "data", "downloads", "performance", "numerics", "cost")

@@ -164,3 +164,20 @@ def test_state_is_16_bytes_a_parameter_over_the_ranks(name: str) -> None:
     assert whole == 16 * _presets.size(preset).parameters
     around = 16 * sum(preset.around.values())
     assert distributed.state_bytes(preset, 8) == pytest.approx(around + (whole - around) / 8, abs=16)
+
+
+def test_the_table_of_the_docs_is_what_is_counted() -> None:
+    rows = [line.split("|")[1:-1] for line in (HERE.parent / "site/docs/train.md").read_text().splitlines()]
+    table = {
+        row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows if row[:1] and row[0].startswith(" `")
+    }
+    counted = {
+        name: [
+            f"{_presets.size(preset).parameters / 1e6:.0f} M",
+            *(f"{distributed.state_bytes(preset, ranks) / 2**30:.2f}" for ranks in (1, 2, 4, 8, 16)),
+        ]
+        for name, preset in _presets.PRESETS.items()
+        if name in table
+    }
+    assert len(counted) == 4
+    assert {name: table[name] for name in counted} == counted
