@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from checkout import Checkout, make_checkout
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # `pytest --hypothesis-profile=laws` (or HYPOTHESIS_PROFILE=laws) runs the long form of every law.
@@ -57,3 +59,13 @@ def vectors(golden: Path) -> Callable[[str], dict[str, Any]]:
             return found | {"meta": json.loads(str(arrays["meta"]))}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The tiny plan, built by `noscratch repro`, that is by `dvc repro`, and committed."""
+    checkout = make_checkout(tmp_path_factory.mktemp("engines") / "dvc")
+    checkout.noscratch("repro")
+    checkout.run("git", "add", "--all")
+    checkout.run("git", "commit", "--quiet", "--message=results")
+    return checkout

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from checkout import Checkout, make_checkout
+from checkout import Checkout
 
 pytestmark = pytest.mark.xdist_group("engines")  # one worker builds the shared checkouts
 
@@ -21,16 +21,6 @@ VIEWS = ("data/raw", "data/prepared", "data/runs")
 MADE = (*VIEWS, "reports", "site/docs/generated", "public")
 # ListOps: its data, two baselines, two runs of S4D, one of which has a pretraining. CoLA is blocked.
 DONE = 6
-
-
-@pytest.fixture(scope="module")
-def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Built by `noscratch repro`, that is by `dvc repro`, and committed."""
-    checkout = make_checkout(tmp_path_factory.mktemp("engines") / "dvc")
-    checkout.noscratch("repro")
-    checkout.run("git", "add", "--all")
-    checkout.run("git", "commit", "--quiet", "--message=results")
-    return checkout
 
 
 def test_a_repro_says_what_was_built_and_blocked(by_dvc: Checkout) -> None:
