@@ -64,7 +64,8 @@ def arm(moment: str, after: int) -> None:
 
     def removing(path: Path, **options: Any) -> None:
         if Path(path).name.startswith(".removing-"):
-            next(Path(path).iterdir()).unlink()
+            for file in list(Path(path).iterdir())[:1]:  # none: an earlier death was here too
+                file.unlink()
             now()
         rmtree(path, **options)
 
