@@ -108,10 +108,9 @@ def run(
 
     prepared: the task's folder. out: gets weights, curves and, in fine-tuning, predictions. checkpoints: where this
     run's own are kept between calls; they are the caller's to delete. init: the folder of the pretraining run whose
-    weights (all but the head) this one starts from. report: told the number of steps and the
-    state after each. budget: what a matched run is to spend. ranks: the processes that train together, each calling
-    this; the first of them writes. The same arguments give the same bits on one device, however often the run was
-    killed in between.
+    weights (all but the head) this one starts from. report: is told the number of steps, and the state after each.
+    budget: what a matched run is to spend. ranks: the processes that train together; each of them calls this, and the
+    first writes. The same arguments give the same bits on one device, however often the run was killed in between.
 
     Raises Diverged, or Interrupted when `stop_after` seconds have passed or SIGTERM or SIGUSR1 has come.
     """
@@ -148,10 +147,7 @@ def run(
     course = budgets.length(plan, budget, train, cost, seed)
     steps = course.steps
 
-    with (
-        _Stop(started, stop_after) as stop,
-        _curve_written(out, state, ranks.rank == 0),
-    ):
+    with _Stop(started, stop_after) as stop, _curve_written(out, state, ranks.rank == 0):
         saved_at = time.monotonic()
         for epoch, batches, index in training_batches(train.lengths, plan["batch_tokens"], seed, state.step):
             if state.step == steps:
