@@ -2,7 +2,7 @@
 
     python -m bench.impulse --out FOLDER [--trained RUN ...]
 
-Heads are those of the first block with the shortest, the longest and two steps between, each divided by its largest
+Heads are those of the first block with the shortest, the middle and the longest step, each divided by its largest
 value; SGConv has no step, and its heads are the first ones. RUN is the folder of a finished fine-tuning, with its
 record.json and weights.safetensors. Writes FOLDER/impulse.parquet and its record.
 """
@@ -25,13 +25,14 @@ from noscratch.record import write_bench
 
 BACKBONES = ("s4", "s4d", "sgconv")
 MODULES = tuple(f"noscratch.backbones.{name}" for name in BACKBONES)
-WIDTH, LENGTH, HEADS, SEED = 64, 256, 4, 0
+WIDTH, LENGTH, HEADS, SEED = 64, 256, 3, 0
 INITIAL = "as initialized"
 SCHEMA = pa.schema(
     [
         ("backbone", pa.string()),
         ("weights", pa.string()),
         ("head", pa.int64()),
+        ("step", pa.float64()),
         ("position", pa.int64()),
         ("value", pa.float64()),
     ]
@@ -42,13 +43,15 @@ def rows(backbone: str, weights: str, mixer: Any) -> Iterator[dict[str, Any]]:
     """The kernels of some heads, (position, value), value relative to the head's largest."""
     with torch.no_grad():
         kernels = mixer.kernel(LENGTH).reshape(-1, mixer.D.shape[-1], LENGTH)[0].double()
-    count = kernels.shape[0]
-    order = mixer.log_dt.argsort() if hasattr(mixer, "log_dt") else torch.arange(count)
-    for k in range(HEADS):
-        head = int(order[round(k * (count - 1) / (HEADS - 1))]) if hasattr(mixer, "log_dt") else k
+    if hasattr(mixer, "log_dt"):
+        steps, order = mixer.log_dt.detach().exp().tolist(), mixer.log_dt.argsort().tolist()
+    else:
+        steps, order = [None] * kernels.shape[0], list(range(HEADS))
+    for head in (order[round(k * (len(order) - 1) / (HEADS - 1))] for k in range(HEADS)):
         kernel = kernels[head] / kernels[head].abs().max()
+        about = {"backbone": backbone, "weights": weights, "head": head, "step": steps[head]}
         for position, value in enumerate(kernel.tolist()):
-            yield {"backbone": backbone, "weights": weights, "head": head, "position": position, "value": value}
+            yield {**about, "position": position, "value": value}
 
 
 def initial(backbone: str) -> Any:

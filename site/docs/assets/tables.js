@@ -5,6 +5,7 @@
   "use strict";
 
   const FEW = 5; // a table of fewer rows needs no filters
+  const MANY = 25; // of more rows that fit, only so many are shown until asked for all
   const parameters = new URLSearchParams(location.search);
   const make = (name, properties = {}, ...children) => {
     const element = Object.assign(document.createElement(name), properties);
@@ -51,6 +52,11 @@
       show();
     });
     bar.append(make("span", { className: "ns-tools__end" }, count, permalink, reset));
+    const all = make("button", { type: "button", className: "ns-tools__all" });
+    const showAll = () => { state.all = true; show(); };
+    all.addEventListener("click", showAll);
+    addEventListener("beforeprint", showAll);
+    table.closest(".ns-frame").after(all);
     if (rows.length >= FEW) table.closest(".ns-frame").before(bar);
 
     heads.forEach((head, index) => {
@@ -87,12 +93,15 @@
     function show() {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
-      for (const row of rows) {
+      for (const row of body.rows) {
         const fits = filters.every((f) => !f.select.value || values.get(row)[f.index].includes(f.select.value));
         const line = row.textContent.toLowerCase();
-        row.hidden = !(fits && words.every((word) => line.includes(word)));
-        shown += row.hidden ? 0 : 1;
+        const found = fits && words.every((word) => line.includes(word));
+        shown += found ? 1 : 0;
+        row.hidden = !found || (shown > MANY && !state.all);
       }
+      all.hidden = shown <= MANY || state.all;
+      all.textContent = `show all ${shown}`;
       count.textContent = `${shown} of ${rows.length}`;
       const now = new URLSearchParams();
       filters.forEach((filter) => { if (filter.select.value) now.set(filter.name, filter.select.value); });

@@ -42,10 +42,12 @@ def pages(evidence: Evidence) -> Iterator[Page]:
 
 @dataclass(frozen=True)
 class Description:
-    """A backbone's file, read without importing it (that would load torch): what it says of itself and its settings."""
+    """A backbone's file, read without importing it (that would load torch): what it says of itself, of its classes
+    (their equations) and of its settings."""
 
     file: str
     doc: str
+    parts: Sequence[tuple[str, str]]
     paper: str
     defaults: str
     settings: Sequence[Sequence[str]]
@@ -66,7 +68,9 @@ def describe(backbone: str) -> Description | None:
     )
     defaults = ast.get_docstring(_class(tree, "Config")) or ""
     settings = [(name, *said) for name, said in _settings(path, "Config").items()]
-    return Description(f"backbones/{path.name}", ast.get_docstring(tree) or "", next(papers, ""), defaults, settings)
+    doc, classes = ast.get_docstring(tree) or "", (node for node in tree.body if isinstance(node, ast.ClassDef))
+    parts = [(node.name, ast.get_docstring(node) or "") for node in classes if node.name != "Config"]
+    return Description(f"backbones/{path.name}", doc, parts, next(papers, ""), defaults, settings)
 
 
 @cache
@@ -105,7 +109,7 @@ def _baseline(name: str) -> Description:
     """A baseline is a line of its file's docstring: the name, two blanks, what it is."""
     doc = ast.get_docstring(ast.parse((PACKAGE / "baselines.py").read_text(encoding="utf-8"))) or ""
     about = next(line.partition(" ")[2].strip() for line in doc.splitlines() if line.startswith(f"{name} "))
-    return Description("baselines.py", f"A baseline: {about}.", "", "", [])
+    return Description("baselines.py", f"A baseline: {about}.", [], "", "", [])
 
 
 def _index(evidence: Evidence) -> Page:
@@ -146,6 +150,9 @@ def _detail(evidence: Evidence, backbone: str) -> Page:
         page.add(
             facts([("Paper", words(described.paper)), ("File", file)]) if described.paper else facts([("File", file)])
         )
+        if described.parts:
+            equations = [(code(name), Cell(paragraphs(doc), kind="ns-wide")) for name, doc in described.parts]
+            page.add(table(["Part", "What it computes"], equations, "Its parts, as its file says"))
         page.add(*impulse_responses(evidence, family))
     else:
         page.say("This backbone is no longer part of the package; its results stay.")

@@ -37,6 +37,8 @@ CONFLICTS = tag(
     "A paper, its versions, its repository and the works that restate it do not always give the same number. "
     "These are settled by reading.",
 )
+# How verdicts.parquet calls what is counted, not sampled.
+COUNTED, COUNTED_WORDS = "count", "counted, exact"
 POINTERS = {"towards": "points towards it", "against": "points against it", "unclear": "unclear so far"}
 # Kinds of claims that a test settles; the other kind is a conflict among sources.
 TESTED = ("accuracy", "difference", "efficiency", "architecture", "numerics")
@@ -274,12 +276,15 @@ def ours(row: Mapping[str, Any]) -> Html:
 
 
 def estimate(row: Mapping[str, Any]) -> Html:
-    """Our number; hatched where it has no interval or too few seeds."""
+    """Our number; hatched where it has no interval or too few seeds. What was counted is exact and has neither."""
     columns = ("estimate", "interval_low", "interval_high", "n")
-    address = verdict_at(row, *columns)
-    number = shown(address, f"estimate:{row['unit']}", *(row[column] for column in columns))
+    if row["comparison"] == COUNTED:
+        number = tag("b", shown(verdict_at(row, columns[0]), f"unit:{row['unit']}", row[columns[0]]))
+        return tag("span", number, " ", tag("small", COUNTED_WORDS), class_="ns-score")
+    number = shown(verdict_at(row, *columns), f"estimate:{row['unit']}", *(row[column] for column in columns))
     few = row["interval_low"] is None or "seeds" in row["missing"]
-    return tag("span", number, " ", tier_badge(row["tier"]), class_="ns-score ns-few" if few else "ns-score")
+    badge = tier_badge(row["tier"]) if row["tier"] != "none" else ""
+    return tag("span", number, " ", badge, class_="ns-score ns-few" if few else "ns-score")
 
 
 def verdict_at(row: Mapping[str, Any], *columns: str) -> str:

@@ -9,6 +9,7 @@ from noscratch.results.claims import Claim, Conflict, Paper, Trained
 from noscratch.results.pages import charts
 from noscratch.results.pages.board import (
     CONFLICTS,
+    COUNTED,
     Judged,
     board,
     conflict_table,
@@ -44,8 +45,8 @@ from noscratch.results.pages.markup import (
     tag,
     tier_badge,
 )
-from noscratch.results.pages.numbers import inside, shown, words
-from noscratch.results.pages.scores import group_table
+from noscratch.results.pages.numbers import at, inside, shown, words
+from noscratch.results.pages.scores import group_table, scored
 
 RULES = {
     "equivalent": "ours lies within {margin} of the published value (two one-sided tests)",
@@ -53,6 +54,11 @@ RULES = {
     "less": "ours lies below the published value plus {margin} (one-sided test)",
     "disagree": "their texts differ, or their numbers by more than {margin}",
 }
+COUNT_CHANGES = (
+    "It was counted, not sampled, so that no repetition can move it: only a change of what is counted, or a new "
+    "version of the claim."
+)
+WAYS = {"fine-tuning": "as much fine-tuning", "flops": "as many operations", "steps": "as many steps"}
 STATUS = {"S1": "seen in the paper or its authors' repository", "S2": "seen in a work that restates it"}
 # What else would have to be seen, by the verdict as it stands.
 CHANGES = {
@@ -129,8 +135,11 @@ def _claim(evidence: Evidence, each: Judged) -> Page:
     if any(row["tier"] == "smoke" and row["estimate"] is not None for rows in each.rows.values() for row in rows):
         page.add(smoke_note())
     page.add(_findings(each))
+    _observed(page, evidence, claim)
+    _equal_compute(page, evidence, claim)
     page.heading("What would change it")
-    page.say(CHANGES[each.headline["verdict"]])
+    counted = any(row["comparison"] == COUNTED for rows in each.rows.values() for row in rows)
+    page.say(COUNT_CHANGES if counted else CHANGES[each.headline["verdict"]])
     if each.headline["missing"]:
         page.say(tag("strong", "Missing: "), words(each.headline["missing"]), ".")
     history = [(k, line) for k, line in enumerate(evidence.history) if line["claim"] == claim.id]
@@ -156,8 +165,7 @@ def _rule(claim: Claim) -> Html:
     if test.margin is not None:
         margin = shown(inside("claims", claim.id, "test", "margin"), f"unit:{claim.unit}", test.margin)
     else:
-        percent = shown(inside("claims", claim.id, "test", "margin_percent"), "unit:percent", test.margin_percent)
-        margin = join([percent, " of the published value"])
+        margin = shown(inside("claims", claim.id, "test", "margin_percent"), "unit:percent", test.margin_percent)
     before, _, after = RULES[test.rule].partition("{margin}")
     return join([before, margin, after])
 
@@ -182,7 +190,9 @@ def _findings(each: Judged) -> Html:
                     words(quantity.name),
                     published(each.claim, quantity),
                     agrees,
-                    estimate(row) if row["estimate"] is not None else join(["none ", tier_badge(row["tier"])]),
+                    estimate(row)
+                    if row["estimate"] is not None
+                    else join(["none ", tier_badge(row["tier"]) if row["tier"] != "none" else ""]),
                     row["comparison"],
                     p,
                     tag("span", chip(row["verdict"]), pointer(row), class_="ns-stack"),
@@ -191,6 +201,44 @@ def _findings(each: Judged) -> Html:
             )
     columns = ["Quantity", "Published", "What agrees", "Ours", "Comparison", "p, adjusted", "Verdict", "Missing"]
     return table(columns, rows, "Every quantity, at the claim's own tier and at every other that has a number")
+
+
+def _observed(page: Page, evidence: Evidence, claim: Claim) -> None:
+    """What was counted or measured, where the claim takes no training."""
+    if found := evidence.observations.get(claim.id):
+        rows = [
+            (
+                words(entry["quantity"]),
+                Cell(words(entry["setting"]), kind="ns-wide"),
+                words(entry["model"] or "any machine"),
+                code(folder),
+            )
+            for folder, entry in found
+        ]
+        page.add(table(["Quantity", "What it is", "Device", "Record"], rows, "What was counted or measured"))
+
+
+def _equal_compute(page: Page, evidence: Evidence, claim: Claim) -> None:
+    """The gain of self-pretraining over training from scratch that is as long, or takes as many operations or steps."""
+    rows = []
+    for row in (row for row in evidence.compute if row["claim"] == claim.id and row["estimate"] is not None):
+        address = at("compute", *(row[name] for name in ("claim", "quantity", "tier", "way")))
+        estimated = ("estimate", "interval_low", "interval_high", "n")
+        estimate = shown(f"{address}/{','.join(estimated)}", f"estimate:{row['unit']}", *(row[n] for n in estimated))
+        ratios = (
+            "" if row[name] is None else shown(f"{address}/{name}", "times", row[name])
+            for name in ("flops_ratio", "steps_ratio")
+        )
+        rows.append((words(row["quantity"]), WAYS[row["way"]], scored(estimate, row["tier"]), *ratios))
+    if rows:
+        page.heading("At equal compute")
+        page.say(
+            "Self-pretraining costs more than the fine-tuning alone. The gain is therefore held against training from "
+            "scratch that is as long as the fine-tuning, and that takes as many operations or steps as both phases."
+        )
+        columns = ["Quantity", "From scratch with", "Gain", "Its operations", "Its steps"]
+        caption = "Self-pretrained less from scratch; operations and steps of the latter over those of the former"
+        page.add(table(columns, rows, caption))
 
 
 def _paper(paper: Paper, every: Sequence[Judged]) -> Page:

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
-from noscratch.results import claims, statistics
+from noscratch.results import claims, observations, statistics
 from noscratch.results.collect import PUBLISHED
 from noscratch.results.pages.markup import slug
 from noscratch.results.pages.numbers import at
@@ -149,6 +149,7 @@ class Evidence:
         self.verdicts = _rows(root / "reports" / "verdicts.parquet")
         self.cells = _rows(root / "reports" / "cells.parquet")
         self.flags = _rows(root / "reports" / "flags.parquet")
+        self.compute = _rows(root / "reports" / "compute.parquet")
         self.runs = self._runs()
         self.tasks = _records(root / "data" / "prepared")
         self.sources = _records(root / "data" / "raw")
@@ -206,6 +207,15 @@ class Evidence:
                     f"{row['split']} {row['metric']} is {row['value']} at {row['address']} in the one, "
                     f"{held} at {record['address']} in the other: run `dvc repro collect`"
                 )
+
+    @cached_property
+    def observations(self) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+        """What was counted or measured for a claim: (folder of the record, entry of its observations.json)."""
+        found: dict[str, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+        for measured in self.measurements.values():
+            for entry in json.loads(measured.files.get(observations.FILE, b"[]")):
+                found[entry["claim"]].append((measured.folder, entry))
+        return found
 
     @cached_property
     def scores(self) -> dict[Group, list[Score]]:

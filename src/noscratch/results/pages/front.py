@@ -22,14 +22,13 @@ from noscratch.results.pages.markup import (
     tier_badge,
 )
 from noscratch.results.pages.numbers import shown
-from noscratch.results.pages.scores import SCRATCH, gain_of, gain_words, hatched, mean_of, pair_figure
+from noscratch.results.pages.scores import PRETRAINED, SCRATCH, gain_of, gain_words, hatched, mean_of, pair_figure
 from noscratch.results.pages.tasks import title_of
 
 UP = "generated/"
 # Whose gap the question is about: the first is said to lag behind the others, from scratch.
 LAGGING, LEADING = "transformer", ("s4", "s4d")
 NAMES = {"transformer": "Transformer", "s4": "S4", "s4d": "S4D"}
-PRETRAINED = ("spt-masked", "spt-causal")
 NO_ANSWER = {
     "smoke": "No run above tier smoke has been published, so there is no answer yet: the figure shows that the machine "
     "works, and nothing else.",

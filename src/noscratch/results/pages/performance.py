@@ -61,6 +61,9 @@ FOLDED = 24
 
 Rows = Sequence[Mapping[str, Any]]
 SETTING = ("device", "environment", "threads")
+LAYER = ("item", "device", "heads", "states")
+# Of one sequence: the name, its unit, the column, the form of its numbers and the scale of the figure.
+QUANTITIES = (("time", "ms", "best:batch", "milli", 1e3), ("peak memory", "MB", "peak:batch", "mega", 1e-6))
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -93,7 +96,7 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     for name, other in evidence.measurements.items():
         if name.startswith("bench-") and name not in ELSEWHERE:
             page.heading(name.removeprefix("bench-").replace("-", " ").capitalize())
-            page.add(provenance(other), _whole(other))
+            page.add(provenance(other), *_whole(other))
     yield page
 
 
@@ -108,8 +111,7 @@ def of_backbone(page: Page, evidence: Evidence, family: str) -> None:
     page.say(
         "One forward and backward pass of its layer; more on the ", link("../performance.html", "performance"), " page."
     )
-    for item in _values(rows, "item"):
-        page.add(*_scaling(measured, [row for row in rows if row["item"] == item]))
+    page.add(*_scaling(measured, rows))
 
 
 def not_measured(page: Page, name: str, line: str | None = None) -> None:
@@ -175,11 +177,7 @@ def _kernels(page: Page, measured: Measurement) -> None:
         "Time and peak memory of one sequence (those of the batch, divided by it), both axes logarithmic. "
         "The slope is the exponent: one is linear in length, two quadratic."
     )
-    for item in _values(rows, "item"):
-        figures = _scaling(measured, [row for row in rows if row["item"] == item])
-        if figures:
-            page.heading(ITEMS.get(item, item), 3)
-            page.add(*figures)
+    page.add(*_scaling(measured, rows))
     page.heading("Every comparison")
     page.add(details("All comparisons, with times and memory", _comparisons(measured)))
 
@@ -221,36 +219,29 @@ def _ratio(measured: Measurement, row: Mapping[str, Any] | None) -> Cell:
 
 
 def _scaling(measured: Measurement, rows: Rows) -> list[Html]:
-    """Time and memory against length of one item, in its first environment at the most threads."""
+    """Time and memory against length of every item, in the first environment at the most threads: figures and text."""
     environment = "plain" if any(row["environment"] == "plain" for row in rows) else rows[0]["environment"]
     threads = max(row["threads"] for row in rows if row["environment"] == environment)
+    alike = [row for row in rows if row["environment"] == environment and row["threads"] == threads]
     figures: list[Html] = []
     texts: list[Html] = []
-    alike = [row for row in rows if row["environment"] == environment and row["threads"] == threads]
-    for device, heads, states in dict.fromkeys((row["device"], row["heads"], row["states"]) for row in alike):
+    for item, device, heads, states in dict.fromkeys(tuple(row[key] for key in LAYER) for row in alike):
         these = sorted(
-            (row for row in alike if (row["device"], row["heads"], row["states"]) == (device, heads, states)),
+            (row for row in alike if tuple(row[key] for key in LAYER) == (item, device, heads, states)),
             key=lambda row: (row["candidate"] != OURS, row["candidate"], row["length"]),
         )
-        if len({row["length"] for row in these}) < 2:
-            continue
         where = f"{environment}, {threads} threads, width {heads}, {states} states, {device}"
-        for title, unit, column, form, scale in (
-            ("Time", "ms", "best:batch", "milli", 1e3),
-            ("Peak memory", "MB", "peak:batch", "mega", 1e-6),
-        ):
+        for what, unit, column, form, scale in QUANTITIES:
             series = {
                 name: [row for row in these if row["candidate"] == name and row[column.partition(":")[0]] is not None]
                 for name in _values(these, "candidate")
             }
-            series = {name: of for name, of in series.items() if of}
+            series = {name: of for name, of in series.items() if len({row["length"] for row in of}) > 1}
             if series:
-                name = f"{title} of a sequence, {unit}"
+                name = f"{ITEMS.get(item, item)}: {what} of a sequence, {unit}"
                 figures.append(charts.log_chart(name, "length", unit, sloped(series, column, scale)))
                 texts.append(log_table(measured, words(f"{name} ({where})"), series, column, form))
-    if not figures:
-        return []
-    return [tag("div", *figures, class_="ns-figures"), details("The figures as text", *texts)]
+    return [tag("div", *figures, class_="ns-figures"), details("The figures as text", *texts)] if figures else []
 
 
 def sloped(series: Mapping[str, Rows], column: str, scale: float = 1.0) -> dict[str, charts.Points]:
@@ -356,18 +347,24 @@ def _generators(page: Page, measured: Measurement) -> None:
     page.add(table(columns, rows, "One measurement of each"))
 
 
-def _whole(measured: Measurement) -> Html:
-    """A measurement as the table that it is: names as they are, numbers short."""
-    columns = list(dict.fromkeys(name for row in measured.rows for name in row if name != PLACE))
-    texts = [name for name in columns if any(isinstance(row.get(name), str) for row in measured.rows)]
-    facets = [name for name in texts if 1 < len(set(_values(measured.rows, name))) <= FOLDED]
-    lines = []
-    for row in measured.rows:
-        cells = [_plain_cell(measured, row, name) for name in columns]
-        lines.append(Row(cells, {name: [str(row.get(name))] for name in facets}))
-    heads = [Column(name.replace("_", " "), sort="text" if name in texts else "number") for name in columns]
-    sheet = table(heads, lines, "Every row of the measurement", facets)
-    return details("Every row of the measurement", sheet) if len(lines) > FOLDED else sheet
+def _whole(measured: Measurement) -> list[Html]:
+    """A measurement as the tables that it is, one for each file: names as they are, numbers short."""
+    sheets = []
+    for file in dict.fromkeys(row[PLACE][0] for row in measured.rows):
+        rows = [row for row in measured.rows if row[PLACE][0] == file]
+        columns = list(dict.fromkeys(name for row in rows for name in row if name != PLACE))
+        texts = [name for name in columns if any(isinstance(row.get(name), str) for row in rows)]
+        columns.sort(key=lambda name: name not in texts)
+        facets = [name for name in texts if 1 < len({row.get(name) for row in rows}) <= FOLDED]
+        lines = [
+            Row([_plain_cell(measured, row, name) for name in columns], {name: [str(row.get(name))] for name in facets})
+            for row in rows
+        ]
+        heads = [Column(name.replace("_", " "), sort="text" if name in texts else "number") for name in columns]
+        name = file.partition(".")[0].replace("_", " ")
+        sheet = table(heads, lines, f"{name}: every row of the measurement", facets)
+        sheets.append(details(f"{name}, row by row", sheet) if len(lines) > FOLDED else sheet)
+    return sheets
 
 
 def _plain_cell(measured: Measurement, row: Mapping[str, Any], name: str) -> Cell:

@@ -24,9 +24,13 @@ def impulse_responses(evidence: Evidence, family: str) -> list[Html]:
         heads: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows:
             if row["weights"] == weights:
-                heads.setdefault(f"head {row['head']}", []).append(row)
-        series = {name: [[(float(r["position"]), r["value"]) for r in of]] for name, of in heads.items()}
-        figures.append(charts.line_chart(f"Impulse response, {weights}", "position", "value", series, most=len(rows)))
+                step = "" if row["step"] is None else f", step {row['step']:.2g}"
+                heads.setdefault(f"head {row['head']}{step}", []).append(row)
+        for name, of in heads.items():
+            points = [(float(row["position"]), row["value"]) for row in of]
+            figures.append(
+                charts.line_chart(f"{name}, {weights}", "position", "value", {"kernel": [points]}, most=len(of))
+            )
         texts.append(_table(measured, weights, heads))
     about = tag(
         "p",

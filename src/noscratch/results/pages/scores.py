@@ -23,7 +23,9 @@ from noscratch.results.pages.numbers import at, of_metric, shown
 
 # Fewer seeds than this and a cell is hatched: its interval says little.
 FEW_SEEDS = 3
-SCRATCH = "scratch"
+SCRATCH, MATCHED = "scratch", "scratch-matched"
+PRETRAINED = ("spt-masked", "spt-causal", "corpus-masked")
+SIDES = ("from scratch", "self-pretrained")
 
 
 def group_page(group: Group) -> str:
@@ -105,21 +107,21 @@ def _seeds(group: Group, runs: Sequence[Run], up: str) -> Html:
     return link(up + group_page(group), "seeds " if len(runs) > 1 else "seed ", join(names, ", "))
 
 
-def pairs(evidence: Evidence, groups: Iterable[Group]) -> Iterator[tuple[Group, Group]]:
-    """(self-pretrained, from scratch) for every group that has both with scores."""
+def pairs(evidence: Evidence, groups: Iterable[Group], base: str = SCRATCH) -> Iterator[tuple[Group, Group]]:
+    """(self-pretrained, base) for every group that has both with scores; base is a protocol without pretraining."""
     for group in groups:
-        base = (*group[:3], SCRATCH)
-        if group[3] != SCRATCH and group in evidence.scores and base in evidence.scores:
-            yield group, base
+        other = (*group[:3], base)
+        if group[3] in PRETRAINED and group in evidence.scores and other in evidence.scores:
+            yield group, other
 
 
-def pair_figure(evidence: Evidence, title: str, rows: Sequence[tuple[str, Group, Group]]) -> Html:
-    """Scores before and after: (label, from scratch, self-pretrained); where one has no score it is left out."""
-    drawn = [(label, _interval_of(evidence, base), _interval_of(evidence, group)) for label, base, group in rows]
+def pair_figure(
+    evidence: Evidence, title: str, rows: Sequence[tuple[str, Group, Group]], sides: tuple[str, str] = SIDES
+) -> Html:
+    """Scores before and after: (label, group, group); where one has no score it is left out."""
+    drawn = [(label, _interval_of(evidence, first), _interval_of(evidence, second)) for label, first, second in rows]
     some = next(group for _, *both in rows for group in both if group in evidence.scores)
-    return charts.pair_chart(
-        title, evidence.scores[some][0].metric, ("from scratch", "self-pretrained"), drawn, some[0] == "smoke"
-    )
+    return charts.pair_chart(title, evidence.scores[some][0].metric, sides, drawn, some[0] == "smoke")
 
 
 def _interval_of(evidence: Evidence, group: Group) -> charts.Interval | None:

@@ -32,6 +32,8 @@ from noscratch.results.pages.markup import (
 )
 from noscratch.results.pages.numbers import at, inside, shown, words
 from noscratch.results.pages.scores import (
+    MATCHED,
+    SCRATCH,
     gain_of,
     gain_words,
     group_page,
@@ -60,9 +62,9 @@ def task_module(task: str) -> Any:
 
 
 def title_of(task: str) -> str:
-    """What a task is called in words; a variant by its name alone."""
+    """What a task is called in a word; a variant by its name alone."""
     module = task_module(task)
-    return module.SPEC.title if module and "-" not in task else task
+    return module.SPEC.title.partition(":")[0] if module and "-" not in task else task
 
 
 def sources_of(evidence: Evidence, task: str) -> tuple[str, ...]:
@@ -172,26 +174,28 @@ def _results(page: Page, evidence: Evidence, task: str) -> None:
 
 
 def _gains(page: Page, evidence: Evidence, tier: str, task: str) -> None:
-    """Self-pretraining against scratch on a task, seed by seed: a figure for each protocol, and the differences."""
-    found = list(pairs(evidence, (group for group in evidence.groups if group[:2] == (tier, task))))
-    if not found:
+    """Self-pretraining against scratch, seed by seed, and against as much compute from scratch: figures and text."""
+    groups = [group for group in evidence.groups if group[:2] == (tier, task)]
+    found = [(base, list(pairs(evidence, groups, base))) for base in (SCRATCH, MATCHED)]
+    if not any(both for _, both in found):
         return
     page.heading("Self-pretraining against scratch", 4)
-    figures = []
-    for protocol in dict.fromkeys(group[3] for group, _ in found):
-        rows = [(group[2], base, group) for group, base in found if group[3] == protocol]
-        figures.append(pair_figure(evidence, protocol, rows))
-    lines = []
-    for group, base in found:
-        if s := gain_of(evidence, group, base):
-            cells = (
-                link("../" + backbone_page(group[2]), group[2]),
-                link("../" + group_page(group), group[3]),
-                Cell(gain_words(evidence, group, base, s), kind=hatched(s.n)),
-            )
-            lines.append(cells)
-    columns = ["Backbone", "Protocol", "Difference to scratch"]
-    text = table(columns, lines, "Test score less that of scratch, paired over the seeds that both have")
+    figures, lines = [], []
+    for base, both in found:
+        for protocol in dict.fromkeys(group[3] for group, _ in both):
+            rows = [(group[2], other, group) for group, other in both if group[3] == protocol]
+            figures.append(pair_figure(evidence, f"{protocol} and {base}", rows, (base, protocol)))
+        for group, other in both:
+            if s := gain_of(evidence, group, other):
+                cells = (
+                    link("../" + backbone_page(group[2]), group[2]),
+                    link("../" + group_page(group), group[3]),
+                    link("../" + group_page(other), base),
+                    Cell(gain_words(evidence, group, other, s), kind=hatched(s.n)),
+                )
+                lines.append(cells)
+    columns = ["Backbone", "Protocol", "Less", "Difference"]
+    text = table(columns, lines, "Differences of test scores, paired over the seeds that both have")
     page.add(tag("div", *figures, class_="ns-figures"), details("The differences as text", text))
 
 
