@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from noscratch import availability, telemetry
+from noscratch import device as devices
 from noscratch import status as progress
 from noscratch.audit.commands import COMMANDS
 from noscratch.device import rank, together
@@ -579,6 +581,44 @@ def _summary(store: Store, the_plan: Plan) -> None:
         out.print(escape(line))
     out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")
     out.print("open      public/index.html")
+
+
+@app.command()
+def tune(
+    seconds: Annotated[float, typer.Option(help="For each backbone and choice; more is less noise.")] = 2.0,
+    write: Annotated[bool, typer.Option("--write", help="Put what is proposed into params.yaml.")] = False,
+) -> None:
+    """Measure which thread count and kernel backend make the plan's models train fastest on this device, and print the
+    lines of params.yaml that say so. Other programs should rest meanwhile.
+
+    Example: noscratch tune --seconds 5
+    """
+    from noscratch import tune as tuner
+
+    if not 0 < seconds < math.inf:
+        raise NoscratchError(f"--seconds is a positive number; got {seconds:g}. Change it.")
+    store, the_plan = _checkout()
+    device = devices.choose(the_plan.params.run.device, the_plan.params.run.tier, devices.gpu_count())
+    cores, present = len(os.sched_getaffinity(0)), tuner.present_choice(the_plan)
+    probes = tuner.probes(store, the_plan)
+    choices = tuner.choices(the_plan, probes, device, cores)
+    rates = {choice: tuner.measure(probes, choice, device, cores, seconds) for choice in choices}
+    faster = tuner.speeds(probes, rates, present)
+    chosen = tuner.proposal(faster, present)
+    table = Table("threads", "backend", *(probe.backbone for probe in probes), "plan", "", box=None, pad_edge=False)
+    for choice in choices:
+        each = (f"{rates[choice][probe.backbone]:,.0f}" for probe in probes)
+        mark = " ".join(word for word, which in (("present", present), ("proposed", chosen)) if choice == which)
+        table.add_row(str(choice.threads), choice.backend, *each, f"{faster[choice]:.2f}x", mark)
+    out.print(
+        f"Tokens per second on {device} ({cores} cores), all processes together; the plan beside the present one:"
+    )
+    out.print(table)
+    values = tuner.lines(the_plan, chosen)
+    out.print("\n".join(["run:", *(f"  {key}: {value}" for key, value in values.items())]), markup=False)
+    if write and chosen != present:
+        tuner.write(Path.cwd(), values)
+        out.print("Written to params.yaml. Both are part of every address: the plan's jobs run again.")
 
 
 @app.command()

@@ -5,6 +5,7 @@ YAML 1.2 reads `1e-3` as a number and `no` as text; the 1.1 readers disagree on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Document:
 
     path: Path
     data: dict[str, Any]
+    text: str
     _root: Node
 
     def line(self, *keys: str | int) -> int:
@@ -43,6 +45,29 @@ class Document:
                 return line
         return line
 
+    def replaced(self, values: Mapping[tuple[str, ...], str]) -> str:
+        """The text with other plain scalars at these keys, which the file holds; every other character stays.
+
+        Raises NoscratchError where a value is quoted, tagged or anchored: it may mean more than it says.
+        """
+        text = self.text
+        spans = []
+        for keys, value in values.items():
+            node = self._root
+            for key in keys:
+                assert isinstance(node, MappingNode), keys
+                node = next(v for k, v in node.value if k.value == key)
+            start, end = node.start_mark.index, node.end_mark.index
+            if text[start:end] != node.value:
+                raise NoscratchError(
+                    f"{self.path}:{self.line(*keys)}: only a plain value is replaced; got {text[start:end]!r}. Write "
+                    f"{value!r} there yourself."
+                )
+            spans.append((start, end, value))
+        for start, end, value in sorted(spans, reverse=True):
+            text = text[:start] + value + text[end:]
+        return text
+
 
 def read(path: Path) -> Document:
     """Read one YAML 1.2 file whose top level is a mapping.
@@ -51,7 +76,7 @@ def read(path: Path) -> Document:
     another top level than a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise NoscratchError(
             f"{path}: cannot be read as UTF-8 text ({error}). Put the file there, or mend it."
@@ -68,7 +93,7 @@ def read(path: Path) -> Document:
         raise NoscratchError(f"{path}: not valid YAML 1.2: {error}. Mend the file.") from error
     if not isinstance(data, dict):
         raise NoscratchError(f"{path}:1: the top level must be a mapping of keys to values; got {type(data).__name__}.")
-    return Document(path, data, root)
+    return Document(path, data, text, root)
 
 
 def _yaml() -> YAML:
