@@ -7,13 +7,17 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: bench repro test test-slurm check serve proof laws install
+.PHONY: bench repro test tally test-slurm check serve proof laws install
 
 repro: install  ## build everything of the tier that params.yaml names, then say what was built and what to open
 	@noscratch repro
 
 test: install  ## the whole test suite, but for the long versions behind `make proof`
 	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup
+
+tally: install  ## the suite once more, and what it proved into reports/records/tests, for the site; the long versions too
+	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup --tally reports/records/tests/test.json
+	@python -m pytest -q -m slow --tally reports/records/tests/proof.json
 
 proof: install laws  ## the long versions: every law on 10,000 examples, simulations, machine code, kills
 	@python -m pytest -q -m slow

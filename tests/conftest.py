@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import tally
 from checkout import Checkout, make_checkout
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -69,3 +70,18 @@ def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout.run("git", "add", "--all")
     checkout.run("git", "commit", "--quiet", "--message=results")
     return checkout
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tally", type=Path, help="write what passed into this file; see tests/tally.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--tally")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(tally.Tally(path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties += tally.properties(item.iter_markers("proves"))

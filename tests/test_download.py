@@ -161,6 +161,7 @@ FAULTS: list[tuple[str, Sequence[fs.Fault], object, str]] = [
 ]
 
 
+@pytest.mark.proves("faults")
 @pytest.mark.parametrize(
     ("faults", "outcome", "words"), [case[1:] for case in FAULTS], ids=[case[0] for case in FAULTS]
 )
@@ -238,6 +239,7 @@ def test_thirty_kills_cost_at_most_a_tenth(tmp_path: Path) -> None:
     assert received <= 1.1 * len(content)
 
 
+@pytest.mark.proves("kills")
 def test_killed_process_goes_on_where_it_was(server: fs.FaultServer, tmp_path: Path) -> None:
     url = server.script([fs.stall(120_000), fs.good])
     code = (

@@ -179,6 +179,7 @@ def _alive_in(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.proves("kills")
 def test_killed_in_mid_run_goes_on(by_dvc: Checkout, tmp_path: Path) -> None:
     checkout = by_dvc.clone(tmp_path / "clone")
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "all"]

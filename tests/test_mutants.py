@@ -159,6 +159,7 @@ def mutated(mutant: Mutant) -> Kernels:
     return Kernels()._replace(**{names[-1]: made[f"noscratch.kernels.{names[-1]}"]})
 
 
+@pytest.mark.proves("mutants")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.module}: {mutant.fault}")
 def test_every_fault_is_noticed(mutant: Mutant) -> None:
     tested = USERS.get(mutant.module, (mutant.module,))[-1]

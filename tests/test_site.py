@@ -182,6 +182,31 @@ def test_a_dead_link_stops_the_build(tmp_path: Path) -> None:
         build(root)
 
 
+def test_one_command_publishes_it(tmp_path: Path) -> None:
+    root, host = site_fixture.checkout(tmp_path / "checkout"), tmp_path / "host.git"
+    publish(root)
+    command = next(line for line in (root / "site/docs/reproduce.md").read_text().splitlines() if "gh-deploy" in line)
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "GIT_AUTHOR_DATE": "@0 +0000"}
+    environment |= {
+        f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    for line in (
+        ["git", "init", "--quiet", "--bare", str(host)],
+        ["git", "init", "--quiet"],
+        ["git", "remote", "add", "origin", str(host)],
+        ["git", "add", "CITATION.cff"],
+        ["git", "commit", "--quiet", "--message=start"],
+        [sys.executable, "-m", *command.split()],
+    ):
+        done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    tree = ["git", "--git-dir", str(host), "ls-tree", "-r", "--name-only", "gh-pages"]
+    published = subprocess.run(tree, capture_output=True, text=True, check=True).stdout.split()
+    assert {"index.html", ".nojekyll", "generated/results.html", "generated/downloads/results.parquet"} <= set(
+        published
+    )
+
+
 # ---------------------------------------------------------------- in a browser
 
 

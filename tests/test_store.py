@@ -130,6 +130,7 @@ def _build_for_ever(root: Path, when: str) -> None:
             time.sleep(60)
 
 
+@pytest.mark.proves("kills")
 @pytest.mark.parametrize("when", ["work", "rename"])
 def test_killed_is_never_mistaken_for_done(store: Store, when: str) -> None:
     context = multiprocessing.get_context("spawn")
@@ -161,6 +162,7 @@ def _make_view_for_ever(root: Path, *jobs: Job) -> None:
     show(store, *jobs)
 
 
+@pytest.mark.proves("kills")
 def test_a_view_killed_between_its_renames_is_made_again(store: Store) -> None:
     a, b = job("fetch", "a"), job("fetch", "b")
     publish(store, a)

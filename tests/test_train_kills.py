@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,26 @@ def kill(job: dict[str, Any], kills: int, seed: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize(("backbone", "phase"), [("s4d", "pretrain"), ("transformer", "finetune")])
-def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path: Path, backbone: str, phase: str) -> None:
+def test_killed_ten_times_it_ends_with_the_same_bits(
+    tmp_path: Path, backbone: str, phase: str, record_property: Callable[[str, object], None]
+) -> None:
     died = kill(job_of(tmp_path, backbone, phase, steps=40), kills=10, seed=0)
     assert died.total() == 10
+    record_property("kills", died.total())
     assert len(died) >= 4, "hardly a kind of death was met"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_killed_200_times_in_all_it_ends_with_the_same_bits(tmp_path: Path, backbone: str, phase: str) -> None:
+def test_killed_200_times_in_all_it_ends_with_the_same_bits(
+    tmp_path: Path, backbone: str, phase: str, record_property: Callable[[str, object], None]
+) -> None:
     """13 kills for each of 8 backbones and 2 phases: 208."""
     each = -(-200 // (len(BACKBONES) * len(PHASES)))
     died = kill(job_of(tmp_path, backbone, phase, steps=5 * each), each, seed=sum(map(ord, backbone + phase)))
     assert died.total() == each
+    record_property("kills", died.total())
     print(dict(died))
 
 

@@ -263,6 +263,7 @@ def read_all(archive: Path) -> dict[str, bytes]:
     return {entry.name: entry.stream.read() for entry in members(archive, LIMITS)}
 
 
+@pytest.mark.proves("archives")
 @pytest.mark.parametrize(("build", "words"), [pytest.param(*case[1:], id=case[0]) for case in HOSTILE])
 def test_hostile_archive_is_refused_and_does_not_escape(build: Callable[[], bytes], words: str, tmp_path: Path) -> None:
     archive, out = tmp_path / "up" / "archive.bin", tmp_path / "up" / "out"

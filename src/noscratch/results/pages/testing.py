@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from noscratch.results.pages.evidence import Evidence
+from noscratch.results.pages.evidence import PLACE, Evidence
 from noscratch.results.pages.markup import Cell, Page, table
 from noscratch.results.pages.numbers import shown, words
 from noscratch.results.pages.performance import not_measured, provenance
 
 TALLY = "tests"
-COMMAND = "python -m pytest --tally reports/records/tests"
+COMMAND = "make tally"
+SUITES = {"test.json": "every change", "proof.json": "the long versions"}
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
@@ -22,12 +23,14 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     else:
         rows = [
             (
-                words(row["what"]),
-                *(shown(measured.at(row, name), "number", row[name]) for name in ("count", "tests")),
+                row["what"],
+                *(shown(measured.at(row, name), "number", row[name]) for name in ("count", "cases")),
+                SUITES.get(row[PLACE][0], row[PLACE][0]),
                 Cell(words(row["about"]), kind="ns-wide"),
             )
             for row in measured.rows
         ]
-        caption = "Counted by the test suite while it ran; a test that did not pass does not count"
-        page.add(table(["What", "Count", "In tests", "What it means"], rows, caption), provenance(measured))
+        caption = "Counted by the test suite while it ran; what did not pass does not count"
+        columns = ["What", "Count", "In cases", "Tested on", "What it means"]
+        page.add(table(columns, rows, caption), provenance(measured))
     yield page
