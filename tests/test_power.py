@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from typer.testing import CliRunner
 
+from noscratch import tables
+from noscratch.cli import app
 from noscratch.errors import NoscratchError
-from noscratch.results import power, statistics
+from noscratch.results import parquet_bytes, power, statistics
 from noscratch.results.claims import Cell, Trained, load
 from noscratch.results.collect import SCHEMA as RESULTS
 from noscratch.results.judge import Grid
@@ -243,7 +247,7 @@ SCORES[("text", "scratch")] = 0.84
 PLANNED = {Cell(task, "s4d", protocol) for task, protocol in SCORES}
 
 
-def grid(tier: str = "mini", seeds: Iterable[int] = range(3), later: int = 0) -> Grid:
+def results(tier: str = "mini", seeds: Iterable[int] = range(3), later: int = 0) -> list[dict[str, Any]]:
     """Scores that differ by the seed; from scratch the seeds start at `later`."""
     rows: list[dict[str, Any]] = []
     for (task, protocol), score in SCORES.items():
@@ -252,8 +256,12 @@ def grid(tier: str = "mini", seeds: Iterable[int] = range(3), later: int = 0) ->
             row = dict.fromkeys(RESULTS.names) | {"tier": tier, "task": task, "backbone": "s4d", "protocol": protocol}
             row |= {"seed": seed + later * (protocol == "scratch"), "phase": "finetune", "split": "test"}
             row |= {"metric": "accuracy", "primary": True, "state": "done", "reason": "", "value": score + noise}
-            rows.append(row | {"degenerate": False, "code": "current", "setting": "s"})
-    return Grid(rows)
+            rows.append(row | {"degenerate": False, "code": "current", "setting": "s", "kernels": "{}"})
+    return rows
+
+
+def grid(*args: Any, **changes: Any) -> Grid:
+    return Grid(results(*args, **changes))
 
 
 def planned(tmp_path: Path, claim: str, found: Grid | None = None, **given: float) -> power.Plan:
@@ -335,3 +343,57 @@ def test_the_strongest_tier_is_the_pilot(tmp_path: Path) -> None:
     strong = planned(tmp_path, "mean", grid("paper")).needs[0]
     assert strong.pilot is not None
     assert strong.pilot.tier == "paper"
+
+
+# The command
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`noscratch power` in a checkout with three seeds of every cell, or as many as `seeds` says."""
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "demo.yaml").write_text(LEDGER)
+    (tmp_path / "reports").mkdir()
+    text = (Path(__file__).parent / "tiny" / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("  mini:", "  paper:"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, seeds: int = 3) -> str:
+        missing = dict.fromkeys(("address", "pretrain_address"), "")
+        rows = pa.Table.from_pylist([row | missing for row in results(seeds=range(seeds))], schema=RESULTS)
+        (tmp_path / "reports" / "results.parquet").write_bytes(parquet_bytes(rows))
+        done = CliRunner().invoke(app, ["power", *arguments])
+        if isinstance(done.exception, NoscratchError):
+            return str(done.exception)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return call
+
+
+def test_the_command_counts_seeds(command: Callable[..., str]) -> None:
+    said = command("demo-mean", "--looks", "5,10")
+    assert "equivalent in percent, alpha 0.05, at tier paper with 3 seeds at least" in said
+    assert "mini, n = 3" in said
+    assert "The claim (1 of its 2 quantities hold), 80% power:" in said
+    assert "seeds on average" in said
+
+
+def test_the_command_without_a_pilot(command: Callable[..., str]) -> None:
+    said = command("demo-mean", seeds=1)
+    assert "Missing: listops/s4d/spt-masked (has 1), text/s4d/spt-masked (has 1)" in said
+    assert [line.split()[0] for line in said.partition("sd over seeds")[2].splitlines()[1:7]] == [
+        f"{deviation:g}" for deviation in tables.ASSUMED
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo-men"], "Did you mean demo-mean?"),
+        (["demo-mean", "--looks", "5,x"], "--looks takes whole numbers"),
+        (["demo-mean", "--looks", "10,5"], "ascending numbers of seeds"),
+    ],
+)
+def test_the_command_refuses(command: Callable[..., str], arguments: list[str], said: str) -> None:
+    assert said in command(*arguments)

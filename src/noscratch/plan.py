@@ -335,8 +335,11 @@ def read_plan(root: Path) -> Plan:
     return plan
 
 
+def at_tier(params: Params, tier: str) -> Params:
+    """The same settings with another tier chosen."""
+    return params.model_copy(update={"run": params.run.model_copy(update={"tier": tier})})
+
+
 def plans_of_all_tiers(params: Params) -> list[Plan]:
     """What each tier would plan: results of one tier are kept while another is at work."""
-    return [
-        Plan(params.model_copy(update={"run": params.run.model_copy(update={"tier": tier})})) for tier in params.tiers
-    ]
+    return [Plan(at_tier(params, tier)) for tier in params.tiers]

@@ -11,6 +11,7 @@ which for an infinite edge is the non-central t distribution.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import integrate, special, stats
 
+from noscratch.errors import NoscratchError
 from noscratch.results import statistics
 from noscratch.results.claims import TIERS, Cell, Paper, Quantity, Trained
 from noscratch.results.judge import Grid, Sample, Scale
@@ -149,6 +151,33 @@ class Plan:
         return _least(
             lambda n: sum(sorted(need.misses(n, alpha, cautious) for need in self.needs)[: self.wanted]) <= 1 - wanted
         )
+
+
+def trained(papers: Sequence[Paper], name: str) -> tuple[Paper, Trained]:
+    """The claim of that id, and its paper. Raises NoscratchError where there is none, or it needs no training."""
+    found = {claim.id: (paper, claim) for paper in papers for claim in paper.claims}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise NoscratchError(f"A claim is named by its id in claims/*.yaml; there is no {name!r}.{hint}")
+    paper, claim = found[name]
+    if not isinstance(claim, Trained):
+        raise NoscratchError(
+            f"Seeds are planned for claims about trained models; {name} is a claim of kind {claim.kind}, which a "
+            "measurement or the sources settle."
+        )
+    return paper, claim
+
+
+def missing(plan: Plan, grid: Grid) -> str:
+    """What a pilot lacks: the cells without two finished seeds at any tier."""
+    lacking = []
+    for cell in plan.cells:
+        most = max(len(grid.sample(tier, [cell], plan.claim.split, "").values) for tier in TIERS)
+        if most < 2:
+            lacking.append(f"{cell} (has {most})")
+    listed = ", ".join(lacking) if lacking else "its cells share no tier and metric with two seeds each"
+    return f"No pilot: a spread needs two finished seeds of each cell at one tier. Missing: {listed}"
 
 
 def plan(
