@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from checkout import make_checkout
 from noscratch import data, distributed, train
 from noscratch.backbones import _presets
 from noscratch.errors import NoscratchError
@@ -138,6 +139,23 @@ def test_ranks_share_each_batch_whatever_their_number(world: int, size: int, epo
         assert len(shares) == world
         assert np.array_equal(np.sort(np.concatenate(shares)), np.sort(index)), "each example once"
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_and_the_first_records(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    checkout.snakemake("prepared")
+    (row,) = [row for row in checkout.noscratch("plan").stdout.splitlines() if "s4d-scratch-" in row]
+    address = row.split()[0]
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "noscratch")
+    stopped = checkout.run(*torchrun, "run", address, "--stop-after", "0")
+    assert stopped.stdout.count("stopped at a checkpoint") == 1, "one of them says so, and none fails"
+    assert not any(name.startswith(address) for name in checkout.jobs())
+    assert " stopped " in checkout.noscratch("watch", "--once").stdout
+    assert "done" in checkout.run(*torchrun, "run", address).stdout
+    (folder,) = (checkout.root / "data/store").glob(f"{address}-*")
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert (provenance["processes"], provenance["sharded"], provenance["calls"]) == (2, False, 2)
 
 
 def test_a_process_by_itself_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
