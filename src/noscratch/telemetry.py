@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from noscratch.train import State
 
 FILE = "telemetry.jsonl"
-POINTS = 100
+POINTS = 50
 """At most so many points are kept in the provenance."""
 TAIL = 2**14
 """Bytes at the end of the file that tell how fast it goes now."""
@@ -67,7 +67,7 @@ class Telemetry:
             "seconds": round(now - self._start, 3),
             "step": state.step,
             "steps": steps,
-            "loss": _mean_loss(state),
+            "loss": float(f"{_mean_loss(state):.6g}"),
             "tokens": state.tokens_real,
             "pieces": state.split,
             "memory": _memory(self._device),
