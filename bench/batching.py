@@ -24,7 +24,7 @@ import torch
 
 from bench import _loops, _timing
 from noscratch import data
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 from noscratch.sources import Blocked
 from noscratch.stages import MIRROR
 
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16, help="sampled from an epoch's, by length")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     found: list[dict[str, Any]] = []
     for task in asked.tasks:
         with tempfile.TemporaryDirectory() as scratch:
@@ -168,7 +169,7 @@ def main() -> None:
     (asked.out / "batching.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     settings = {name: getattr(asked, name) for name in ("backbones", "batch_tokens", "d_model", "layers", "batches")}
     settings |= {"tasks": list(asked.tasks), "threads": asked.threads}
-    write_bench(asked.out, "batching", settings, MODULES, Path(__file__).parents[1])
+    write_bench(asked.out, "batching", settings, MODULES, watch)
 
 
 if __name__ == "__main__":

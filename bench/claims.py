@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench import _timing
 from noscratch.backbones import parallel, s4, sgconv, transformer
 from noscratch.backbones._ffn import Feedforward, Settings
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 from noscratch.results.claims import load, units
 from noscratch.results.observations import FILE, Observation, as_bytes
 
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--claims", choices=MEASUREMENTS, nargs="+", default=list(MEASUREMENTS))
     asked = parser.parse_args()
+    watch = Stopwatch(ROOT, "cpu")
     claimed = units(load(ROOT / "claims"))
     seen: list[Observation] = []
     for claim in asked.claims:
@@ -273,7 +274,7 @@ def main() -> None:
             print(f"{claim:28} {each.quantity:14} " + " ".join(f"{value:.3f}" for value in each.values), flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / FILE).write_bytes(as_bytes(seen))
-    write_bench(asked.out, "claims", {"claims": asked.claims, "device": asked.device}, MODULES, ROOT)
+    write_bench(asked.out, "claims", {"claims": asked.claims, "device": asked.device}, MODULES, watch)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torch import Tensor
 from bench import plain
 from noscratch.kernels import attention, conv, scan, ssm, structured
 from noscratch.known_answers import tolerance
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 MODULES = tuple(f"noscratch.kernels.{name}" for name in ("attention", "conv", "scan", "ssm", "structured"))
 LONGEST = 2**16
@@ -453,6 +453,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of error_growth.parquet")
     parser.add_argument("--longest", type=int, default=LONGEST)
     asked = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     rows: list[dict[str, Any]] = []
     for case in cases():
         length = 1
@@ -466,7 +467,7 @@ def main() -> None:
             )
     asked.out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), asked.out / "error_growth.parquet")
-    write_bench(asked.out, "error-growth", {"longest": asked.longest}, MODULES, Path(__file__).parents[1])
+    write_bench(asked.out, "error-growth", {"longest": asked.longest}, MODULES, watch)
 
 
 if __name__ == "__main__":

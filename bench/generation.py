@@ -33,7 +33,7 @@ from noscratch.backbones.transformer import Attention, StackedBlock
 from noscratch.kernels import attention
 from noscratch.model import Model, build_model
 from noscratch.plan import resolved_backend
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 MODULES = ("noscratch.generate", *(f"noscratch.backbones.{name}" for name in backbones.names()))
 APPENDED, RESERVED, WITHOUT = "cache, appended to", "cache, room set aside", "no cache"
@@ -234,11 +234,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each candidate")
     asked = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     found = rows(asked)
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "generation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     settings = {name: value for name, value in vars(asked).items() if name != "out"}
-    write_bench(asked.out, "generation", settings, MODULES, Path(__file__).parents[1])
+    write_bench(asked.out, "generation", settings, MODULES, watch)
 
 
 if __name__ == "__main__":

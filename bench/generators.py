@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from noscratch.generators import listops, pathfinder
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 # ---------------------------------------------------------------- straightforward ListOps
 
@@ -317,6 +317,7 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path, help="where to write the rows as JSON, with a record beside it")
     parser.add_argument("--seconds", type=float, default=10.0, help="least time of each of the ten measurements")
     args = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     rows: list[dict[str, Any]] = []
     before = time.process_time()
     listops.generate(0, 0, 1)
@@ -342,7 +343,7 @@ def main() -> None:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_bench(args.out.parent, "generators", {"seconds": args.seconds}, MODULES, Path(__file__).parents[1])
+        write_bench(args.out.parent, "generators", {"seconds": args.seconds}, MODULES, watch)
 
 
 if __name__ == "__main__":

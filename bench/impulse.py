@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from noscratch import backbones
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 BACKBONES = ("s4", "s4d", "sgconv")
 MODULES = tuple(f"noscratch.backbones.{name}" for name in BACKBONES)
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of impulse.parquet")
     parser.add_argument("--trained", type=Path, nargs="*", default=[], help="folders of finished fine-tunings")
     asked = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     found = [row for name in BACKBONES for row in rows(name, INITIAL, initial(name))]
     records = [json.loads((run / "record.json").read_text(encoding="utf-8")) for run in asked.trained]
     for run, record in zip(asked.trained, records, strict=True):
@@ -86,7 +87,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(found, SCHEMA), asked.out / "impulse.parquet")
     settings = {"width": WIDTH, "length": LENGTH, "seed": SEED, "trained": [record["address"] for record in records]}
-    write_bench(asked.out, "impulse", settings, MODULES, Path(__file__).parents[1])
+    write_bench(asked.out, "impulse", settings, MODULES, watch)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from bench import _timing, peers, plain
 from noscratch.backbones import bigs, dss, s4, s4d, sgconv
 from noscratch.backbones._block import Convolution, MixerBlock
 from noscratch.kernels import attention, conv, scan, structured
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 MODULES = tuple(f"noscratch.backbones.{name}" for name in ("bigs", "dss", "s4", "s4d", "sgconv"))
 OURS, PLAIN = "noscratch", "plain PyTorch"
@@ -521,6 +521,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     paths = {"s4": asked.peer_s4, "s4d": asked.peer_s4, "sgconv": asked.peer_sgconv, "bigs": asked.peer_bigs}
     checkouts = {name: path for name, path in paths.items() if path is not None}
     rows: list[Row] = []
@@ -538,7 +539,7 @@ def main() -> None:
         "conditions": [list(condition) for condition in asked.conditions],
         "seconds": asked.seconds,
     }
-    write_bench(asked.out, "kernels", settings, MODULES, Path(__file__).parents[1])
+    write_bench(asked.out, "kernels", settings, MODULES, watch)
 
 
 if __name__ == "__main__":

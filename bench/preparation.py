@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models, trainers
 from bench._timing import alone
 from noscratch import sources
 from noscratch.generators import pathfinder as generator
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 from noscratch.subwords import SPECIALS, train_unigram, train_wordpiece
 from noscratch.tasks import BATCH_TOKENS, _glue, load, pathfinder, table_schema, text
 from noscratch.tokenize import BYTES_EOS, BYTES_VOCABULARY
@@ -209,6 +209,7 @@ def main() -> None:
         "--images", type=int, default=4 * PART, help="images at 256 pixels whose preparation is watched"
     )
     args = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -222,7 +223,7 @@ def main() -> None:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_bench(args.out.parent, "preparation", {"images": args.images}, MODULES, Path(__file__).parents[1])
+        write_bench(args.out.parent, "preparation", {"images": args.images}, MODULES, watch)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from noscratch.data import Batch
 from noscratch.kernels import structured
 from noscratch.model import Model
 from noscratch.optim import BETAS, EPS, groups
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 MODULES = ("noscratch.train", *(f"noscratch.backbones.{name}" for name in backbones.names()))
 PARTS = ("lengths", "compiler", "ensembles")
@@ -346,13 +346,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison, at least 3 rounds")
     parser.add_argument("--maker", default="inductor", help="what torch.compile makes machine code with")
     asked = parser.parse_args()
+    watch = Stopwatch(Path(__file__).parents[1], "cpu")
     asked.out.mkdir(parents=True, exist_ok=True)
     parts = {"lengths": length_rows, "compiler": compiler_rows, "ensembles": ensemble_rows}
     for part in asked.parts:
         rows = parts[part](asked)
         (asked.out / f"{part}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     settings = {name: value for name, value in vars(asked).items() if name != "out"}
-    write_bench(asked.out, "training", settings, MODULES, Path(__file__).parents[1])
+    write_bench(asked.out, "training", settings, MODULES, watch)
 
 
 def _pair(text: str) -> tuple[int, int]:

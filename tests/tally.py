@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 
 KINDS = {
     "tests": "cases of the suite",
@@ -32,6 +32,7 @@ class Tally:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.watch = Stopwatch(Path(__file__).parents[1], "cpu")
         self.counts: Counter[str] = Counter()
         self.cases: Counter[str] = Counter()
 
@@ -53,7 +54,7 @@ class Tally:
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        write_bench(self.path.parent, "tests", {}, (), Path(__file__).parents[1])
+        write_bench(self.path.parent, "tests", {}, (), self.watch)
 
 
 def properties(marks: Any) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from noscratch.errors import NoscratchError
 from noscratch.params import PROTOCOLS, Block, Params, Run
 from noscratch.plan import Job, Plan, resolved_backend
-from noscratch.record import write_bench
+from noscratch.record import Stopwatch, write_bench
 from noscratch.results import parquet_bytes
 from noscratch.results.variance import Split, split
 from noscratch.stages import run_job
@@ -144,5 +144,5 @@ def publish(made: Design, found: Sequence[dict[str, Any]], root: Path) -> Path:
         as_json([{"component": name} | vars(part) for name, part in components.parts.items()])
     )
     settings = {"tier": made.tier, "cell": made.cell, "seeds": made.seeds, "numerics": made.numerics}
-    write_bench(folder, made.name, settings, ("noscratch.results.variance",), root)
+    write_bench(folder, made.name, settings, ("noscratch.results.variance",), Stopwatch(root, "cpu"))
     return folder

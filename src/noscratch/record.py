@@ -79,8 +79,12 @@ def _record(
     )
 
 
-def write_bench(folder: Path, name: str, settings: Mapping[str, Any], modules: tuple[str, ...], root: Path) -> None:
+def write_bench(
+    folder: Path, name: str, settings: Mapping[str, Any], modules: tuple[str, ...], watch: Stopwatch
+) -> None:
     """Record a measurement whose tables stand in `folder`: record.json and provenance.json beside them.
+
+    `watch` was made before the measurement.
 
     A measurement is no job of the plan: it runs alone, differs each time, and is committed as it is below
     reports/records/, under an address like any result's (settings and the code of `modules`).
@@ -89,7 +93,7 @@ def write_bench(folder: Path, name: str, settings: Mapping[str, Any], modules: t
     for path in (folder / RECORD, folder / PROVENANCE):
         path.unlink(missing_ok=True)
     write_record(job, folder, "done", {}, {})
-    Stopwatch(root, "cpu").write(folder, {})
+    watch.write(folder, {})
 
 
 def count_job(name: str, settings: Mapping[str, Any], modules: tuple[str, ...]) -> Job:
@@ -147,14 +151,15 @@ class Stopwatch:
 
 
 def _commit(root: Path) -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether tracked files differ from it; None outside git (a bare GPU host)."""
+    """The checkout's commit, and whether tracked files differ from it, results apart, which the jobs themselves write;
+    None outside git (a bare GPU host)."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, env=environment, capture_output=True, text=True, check=True
         )
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":(exclude)reports"],
             cwd=root,
             env=environment,
             capture_output=True,
