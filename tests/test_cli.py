@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from checkout import ROOT, Checkout, make_checkout
 from noscratch import cli
 from noscratch.cli import app
+from noscratch.plan import read_plan
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,44 @@ def test_no_arguments_show_help() -> None:
     assert "Usage" in CliRunner().invoke(app, []).output
 
 
-@pytest.mark.parametrize("command", ["plan", "passport"])
+@pytest.mark.parametrize("command", ["plan", "passport", "watch"])
 def test_outside_a_checkout(checkout: Checkout, tmp_path: Path, command: str) -> None:
     done = Checkout(tmp_path).noscratch(command, check=False, PYTHONPATH=str(checkout.root / "src"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: Commands run in a checkout")
     assert not list(tmp_path.iterdir())
+
+
+TORCHRUN = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "said"),
+    [({}, 75, "stopped at a checkpoint"), (TORCHRUN | {"RANK": "0"}, 0, "stopped"), (TORCHRUN | {"RANK": "1"}, 0, "")],
+    ids=["alone", "first of two", "second of two"],
+)
+def test_a_stop_at_a_checkpoint_asks_to_be_called_again(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], code: int, said: str
+) -> None:
+    from noscratch import stages, train
+
+    def stop(*_: object, stop_after: float, **__: object) -> str:
+        raise train.Interrupted(3, f"{stop_after} seconds have passed")
+
+    monkeypatch.chdir(checkout.root)
+    monkeypatch.setattr(stages, "run_job", stop)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        address = read_plan(checkout.root).of("finetune")[0].address
+        done = CliRunner().invoke(app, ["run", address, "--stop-after", "5"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert done.exit_code == code
+    assert said in done.output
+    assert bool(said) == bool(done.output)
 
 
 @pytest.mark.parametrize(

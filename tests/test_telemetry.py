@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -136,6 +137,7 @@ def test_a_new_call_has_a_speed_of_its_own(tmp_path: Path) -> None:
 
 def test_the_command_shows_a_table_once(tmp_path: Path) -> None:
     write(tmp_path / "data" / "checkpoints" / "0123-finetune-smoke")
+    shutil.copyfile(Path(__file__).parent / "tiny/params.yaml", tmp_path / "params.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "noscratch", "watch", "--once"], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -169,14 +169,14 @@ def watch(
 
     Example: noscratch watch
     """
-    data = Path.cwd() / "data"
+    store, _ = _checkout()
     if once:
-        out.print(_watched(data))
+        out.print(_watched(store.data))
         return
-    with Live(_watched(data), console=out, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+    with Live(_watched(store.data), console=out, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             time.sleep(1.0)
-            live.update(_watched(data), refresh=True)
+            live.update(_watched(store.data), refresh=True)
 
 
 def _watched(data: Path) -> Table:
