@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -153,7 +154,7 @@ def cluster(cpus: int = 2) -> Iterator[Cluster]:
     for name in ("state", "spool"):
         (folder / name).mkdir()
     host = os.uname().nodename
-    text = CONF.format(host=host, node=NODE, folder=folder, cpus=cpus, port=6817, port_of_node=6818)
+    text = CONF.format(host=host, node=NODE, folder=folder, cpus=cpus, port=_free(), port_of_node=_free())
     (folder / "slurm.conf").write_text(text)
     (folder / "gres.conf").write_text(GRES.format(node=NODE))
     ETC.mkdir(exist_ok=True)
@@ -174,6 +175,12 @@ def cluster(cpus: int = 2) -> Iterator[Cluster]:
         for link in links:
             link.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _munge() -> subprocess.Popen[bytes] | None:
