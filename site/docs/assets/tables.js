@@ -141,4 +141,6 @@
     watch.observe(frame);
   }
   document.addEventListener("pointerover", tell);
+  // A page on disk may not start the worker that searches.
+  if (location.protocol === "file:") document.querySelectorAll('label[for="__search"]').forEach((each) => each.remove());
 })();

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
-from noscratch.results import claims, observations, statistics
+from noscratch.results import claims, observations, published, statistics
 from noscratch.results.collect import PUBLISHED
 from noscratch.results.pages.markup import slug
 from noscratch.results.pages.numbers import at
@@ -207,6 +207,14 @@ class Evidence:
                     f"{row['split']} {row['metric']} is {row['value']} at {row['address']} in the one, "
                     f"{held} at {record['address']} in the other: run `dvc repro collect`"
                 )
+
+    @cached_property
+    def trials(self) -> list[tuple[str, Mapping[str, Any], bool]]:
+        """The published search for learning rates: folder and record of each trial, and whether it was chosen."""
+        best = {trial.address for trial in published.chosen(published.trials(self.root)).values()}
+        paths = sorted((self.root / published.RECORDS / "tuning").rglob("record.json"))
+        records = [(path.parent.relative_to(self.root).as_posix(), json.loads(path.read_bytes())) for path in paths]
+        return [(folder, record, record["address"] in best) for folder, record in records]
 
     @cached_property
     def observations(self) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:

@@ -176,7 +176,7 @@ def _papers(evidence: Evidence, tests: Sequence[Judged]) -> Html:
         bar = charts.share_bar(f"Verdicts on {paper.paper}", counts(mine, paper.paper), slim=True)
         rows.append(
             (
-                link(UP + paper_page(paper.paper), paper.title),
+                Cell(link(UP + paper_page(paper.paper), paper.title), kind="ns-wide"),
                 shown(count_at(paper=paper.paper), "number", len(mine)),
                 bar,
             )

@@ -209,10 +209,7 @@ def _errors(page: Page, measured: Measurement) -> None:
         "Both axes logarithmic. A slope near zero is an error that does not grow, one half a random walk of roundings, "
         "one an error that adds up at every step."
     )
-    curves = _curves(measured)
-    for name in dict.fromkeys(kernel.partition(",")[0] for kernel in curves):
-        page.heading(name, 3)
-        page.add(*_figures(measured, {kernel: s for kernel, s in curves.items() if kernel.partition(",")[0] == name}))
+    page.add(*_figures(measured, _curves(measured)))
 
 
 def of_backbone(page: Page, evidence: Evidence, family: str) -> None:

@@ -144,7 +144,8 @@ def _phase(page: Page, group: Group, phase: str, runs: Sequence[Run], told: Mapp
     new = {name: value for name, value in settings.items() if told.get(name) != value}
     title = "Settings that differ from self-pretraining" if told else "Settings"
     page.add(details(title, listing(f"{name} = {value}" for name, value in new.items())))
-    page.add(*(_environment(run, phase) for run in runs if phase in run.provenance))
+    if where := [part for run in runs if phase in run.provenance for part in _environment(run, phase)]:
+        page.add(details("Environment and telemetry", *where))
     return settings
 
 
@@ -245,7 +246,7 @@ def _provenance(runs: Sequence[Run]) -> list[Html]:
     return [about, table(["Run", "Address", "Needs", "sha256 of its record"], rows, caption, named=True)]
 
 
-def _environment(run: Run, phase: str) -> Html:
+def _environment(run: Run, phase: str) -> list[Html]:
     """Where a published run ran, and what was measured of it."""
     said = run.provenance[phase]
     place = [(name, words(_plain(said[name]))) for name in ENVIRONMENT if said.get(name) not in (None, "")]
@@ -256,11 +257,10 @@ def _environment(run: Run, phase: str) -> Html:
         for name, value in _flat(said)
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
-    return details(
-        words(f"Environment and telemetry, seed {run.cell.seed}"),
-        facts([*place, ("libraries", words(libraries))]),
-        facts(measured),
-    )
+    return [
+        tag("p", tag("strong", words(f"seed {run.cell.seed}"))),
+        facts([*place, ("libraries", words(libraries)), *measured]),
+    ]
 
 
 def _form(name: str) -> str:

@@ -30,7 +30,7 @@ from noscratch.results.pages.markup import (
     tag,
     task_page,
 )
-from noscratch.results.pages.numbers import at, inside, shown, words
+from noscratch.results.pages.numbers import at, inside, of_metric, shown, words
 from noscratch.results.pages.scores import (
     MATCHED,
     SCRATCH,
@@ -171,6 +171,7 @@ def _results(page: Page, evidence: Evidence, task: str) -> None:
         page.add(group_table(evidence, mine, "../", "Every group of runs", without=["Tier", "Task"]))
         _gains(page, evidence, tier, task)
         learning.onsets(page, evidence, tier, task)
+        _search(page, evidence, tier, task)
 
 
 def _gains(page: Page, evidence: Evidence, tier: str, task: str) -> None:
@@ -197,6 +198,31 @@ def _gains(page: Page, evidence: Evidence, tier: str, task: str) -> None:
     columns = ["Backbone", "Protocol", "Less", "Difference"]
     text = table(columns, lines, "Differences of test scores, paired over the seeds that both have")
     page.add(tag("div", *figures, class_="ns-figures"), details("The differences as text", text))
+
+
+def _search(page: Page, evidence: Evidence, tier: str, task: str) -> None:
+    """The trials among which validation chose learning rate and weight decay before the runs."""
+    rows = []
+    for folder, record, chosen in evidence.trials:
+        cell, result = record["cell"], record["result"]
+        if (cell["tier"], cell["task"]) != (tier, task):
+            continue
+        score: object = chip(record["state"])
+        if result:
+            metric = result["primary"]
+            value = result["metrics"]["validation"][metric]
+            score = shown(inside("record", folder, "result", "metrics", "validation", metric), of_metric(metric), value)
+        settings = (words(f"{record['settings']['train'][name]:g}") for name in ("lr", "weight_decay"))
+        mark = tag("strong", "chosen") if chosen else ""
+        rows.append((link("../" + backbone_page(cell["backbone"]), cell["backbone"]), *settings, score, mark))
+    if rows:
+        page.heading("How learning rates were chosen", 4)
+        page.say(
+            "Each pair was trained once from scratch, with a seed whose results are not reported. The validation set "
+            "chose; the test set was not opened."
+        )
+        columns = ["Backbone", "Learning rate", "Weight decay", "Validation", ""]
+        page.add(details("The trials", table(columns, rows, "Every trial of the search")))
 
 
 def _figure(evidence: Evidence, tier: str, groups: Sequence[Group]) -> list[Html]:
