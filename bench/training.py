@@ -108,14 +108,14 @@ def length_rows(asked: argparse.Namespace) -> list[Row]:
             for name, timing in found.items():
                 rows.append(
                     {
-                        **about(asked, backbone, *sizes[:2]),
+                        **about(asked, "lengths", backbone, *sizes[:2]),
                         "candidate": name,
                         "step_s": timing.best,
                         "rounds": timing.rounds,
                         "tokens_per_s": sizes[0] * length / timing.best,
                         "ratio": timing.best / found[OURS].best,
-                        "operations": operations,
-                        "product_rate": rate,
+                        "flops": operations,
+                        "product_flops_per_s": rate,
                         "utilization": operations / timing.best / rate,
                     }
                 )
@@ -127,8 +127,9 @@ def say(row: Row) -> None:
     print("{backbone:13}{length:7}  {candidate:20}{step_s:9.4f} s{ratio:7.2f}".format(**row), flush=True)
 
 
-def about(asked: argparse.Namespace, backbone: str, size: int, length: int) -> Row:
+def about(asked: argparse.Namespace, part: str, backbone: str, size: int, length: int) -> Row:
     return {
+        "part": part,
         "backbone": backbone,
         "batch": size,
         "length": length,
@@ -175,7 +176,7 @@ def compiler_rows(asked: argparse.Namespace) -> list[Row]:
             for name, timing in found.items():
                 rows.append(
                     {
-                        **about(asked, backbone, *sizes[:2]),
+                        **about(asked, "compiler", backbone, *sizes[:2]),
                         "candidate": name,
                         "step_s": timing.best,
                         "rounds": timing.rounds,
@@ -325,7 +326,7 @@ def ensemble_rows(asked: argparse.Namespace) -> list[Row]:
             found = {name: timing.median for name, timing in timings.items()} | {PROCESSES: side_by_side(*sizes)}
             for name, seconds in found.items():
                 row = {"candidate": name, "seeds": SEEDS, "step_s": seconds, "ratio": found[SEQUENTIAL] / seconds}
-                rows.append(about(asked, backbone, size, length) | row)
+                rows.append(about(asked, "ensembles", backbone, size, length) | row)
                 say(rows[-1])
     return rows
 

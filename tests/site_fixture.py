@@ -189,7 +189,7 @@ def report(root: Path, folders: list[Path]) -> None:
 
 
 def measurements(root: Path) -> None:
-    """Measurements as bench/ commits them, made up: kernels, error growth, generators."""
+    """Measurements as bench/ commits them, made up: kernels, error growth, generators, training."""
     draw = np.random.default_rng(0)
     rows = []
     for item, power in (("s4d", 1.0), ("attention", 2.0)):
@@ -239,7 +239,23 @@ def measurements(root: Path) -> None:
         {"data": "listops", "compile_s": 2.0, "fast_per_s": 41234.5, "straightforward_per_s": 900.0, "ratio": 45.8},
         {"data": "pathfinder-32", "compile_s": 9.0, "fast_per_s": 812.3, "straightforward_per_s": 1.5, "ratio": 541.5},
     ]
+    steps = [
+        {
+            "part": "lengths",
+            "backbone": "s4d",
+            "length": 1024,
+            "candidate": "noscratch",
+            "step_s": 0.0123,
+            "tokens_per_s": 83_456.7,
+            "ratio": 1.0,
+            "flops": 45_600_000,
+            "utilization": 0.1234,
+            "real_share": 0.9876,
+            "times_transformer": 61.23,
+        }
+    ]
     for name, file, content in (
+        ("bench-training", "lengths.json", json.dumps(steps).encode()),
         ("bench-kernels", "kernels.parquet", parquet_bytes(pa.Table.from_pylist(rows))),
         ("bench-error-growth", "growth.parquet", parquet_bytes(pa.Table.from_pylist(growth))),
         ("bench-generators", "generators.json", json.dumps(made).encode()),

@@ -213,14 +213,14 @@ def test_training_writes_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     for row in found["lengths"]:
         assert row["tokens_per_s"] == pytest.approx(64 / row["step_s"])
-        assert row["utilization"] * row["product_rate"] * row["step_s"] == pytest.approx(row["operations"])
-        assert row["operations"] > 0
+        assert row["utilization"] * row["product_flops_per_s"] * row["step_s"] == pytest.approx(row["flops"])
+        assert row["flops"] > 0
     assert [row["candidate"] for row in found["compiler"]] == [training.AS_IT_IS, training.COMPILED]
     assert [row["first_s"] is None for row in found["compiler"]] == [True, False]
     assert {row["candidate"] for row in found["ensembles"]} == {
         training.SEQUENTIAL, training.STACKED, training.PROCESSES
     }  # fmt: skip
-    assert all(row["ratio"] > 0 for part in found.values() for row in part)
+    assert all(row["ratio"] > 0 and row["part"] == part for part, rows in found.items() for row in rows)
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["name"].endswith("-bench-training")
 

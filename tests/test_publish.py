@@ -148,6 +148,9 @@ def test_a_measurement_is_shown_with_device_rounds_and_slopes(copy: Path) -> Non
     assert len(re.findall(r"<b>[\d.]+×</b> <small>n = 12</small>", page)) == 2 * len(others)
     for words in ("noscratch, slope 1.00", "noscratch, slope 2.00", "S4D layer: peak memory of a sequence, MB", "542×"):
         assert words in page
+    # Other measurements are tables, whose numbers are put into words by the names of their columns.
+    for words in ("83.5 ktokens/s", "12.3 ms", "45.6 MFLOP", "12.3 %", "98.8 %", "61.2×", "several seeds at once"):
+        assert words in page, words
     worst = pages(copy)["numerics.md"]
     assert worst.count("<b>1e-06</b> <small>at 65,536, RMS 6e-08</small>") == 4
     assert "slope" in worst

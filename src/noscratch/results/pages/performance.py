@@ -29,6 +29,28 @@ from noscratch.results.pages.numbers import number, shown, words
 KERNELS, GENERATORS = "bench-kernels", "bench-generators"
 # Measurements that have a page or a section of their own; every other one is shown as the table that it is.
 ELSEWHERE = (KERNELS, GENERATORS, "bench-error-growth", "bench-impulse")
+# What a measurement that is shown as a table is about.
+ABOUT = {
+    "bench-batching": "What it is worth not to compute padding: a step of training on batches of similar length, on "
+    "batches padded to the longest example of the task, and in a plain PyTorch loop on those. Real share: of the "
+    "tokens that are computed in an epoch. Loading share: of the time of a step. Tokens are real ones.",
+    "bench-training": "A step of training on sequences without padding, beside a plain PyTorch loop (lengths), under "
+    "torch.compile (compiler), and for several seeds at once (ensembles, the time of a step of all of them). "
+    "Utilization: counted operations, in which Fourier transforms are none, by time and by the machine's measured rate "
+    "of matrix products.",
+    "bench-generation": "Sequences generated from nothing, one token after the other, with carried state; the "
+    "Transformer with a cache of keys and values and without. Times: tokens per second beside the Transformer with the "
+    "faster cache, and beside the one without.",
+}
+FORM_OF = {
+    "s": "duration",
+    "seconds": "duration",
+    "bytes": "bytes",
+    "ratio": "times",
+    "share": "percent",
+    "utilization": "percent",
+    "flops": "si:FLOP",
+}
 COMMANDS = {
     KERNELS: "python -m bench.kernels --peer-s4 PATH --peer-sgconv PATH --peer-bigs PATH "
     "--out reports/records/bench-kernels",
@@ -96,6 +118,8 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     for name, other in evidence.measurements.items():
         if name.startswith("bench-") and name not in ELSEWHERE:
             page.heading(name.removeprefix("bench-").replace("-", " ").capitalize())
+            if name in ABOUT:
+                page.say(ABOUT[name])
             page.add(provenance(other), *_whole(other))
     yield page
 
@@ -372,7 +396,15 @@ def _plain_cell(measured: Measurement, row: Mapping[str, Any], name: str) -> Cel
     if value is None:
         return Cell("", key="")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        unit = name.rpartition("_")[2]
-        form = {"s": "duration", "seconds": "duration", "bytes": "bytes", "ratio": "times"}.get(unit, "number")
-        return Cell(shown(measured.at(row, name), form, value))
+        return Cell(shown(measured.at(row, name), _form(name), value))
     return Cell(words(value))
+
+
+def _form(name: str) -> str:
+    """How the numbers of a column are put into words, by the last words of its name."""
+    first, _, unit = name.rpartition("_")
+    if name.endswith("_per_s"):
+        return f"si:{name.removesuffix('_per_s').rpartition('_')[2]}/s"
+    if first == "times":
+        return "times"
+    return FORM_OF.get(unit, "number")
