@@ -45,6 +45,7 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 	python -m bench.batching --out reports/records/bench-batching
 	python -m bench.training --out reports/records/bench-training
 	python -m bench.generation --out reports/records/bench-generation
+	python -m bench.claims
 	python -m bench.impulse --out reports/records/bench-impulse
 
 laws: install  ## every kernel law on at least 10,000 examples; about half an hour of CPU time

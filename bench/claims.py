@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench import _timing
+from bench import _timing, generation
+from noscratch import generate
 from noscratch.backbones import parallel, s4, sgconv, transformer
 from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.record import Stopwatch, write_bench
@@ -27,7 +29,7 @@ from noscratch.results.claims import load, units
 from noscratch.results.observations import FILE, Observation, as_bytes
 
 ROOT = Path(__file__).parents[1]
-MODULES = tuple(f"noscratch.backbones.{name}" for name in ("s4", "sgconv", "transformer"))
+MODULES = ("noscratch.generate", *(f"noscratch.backbones.{name}" for name in ("s4", "sgconv", "transformer")))
 
 Quantities = dict[str, float]
 
@@ -46,11 +48,15 @@ class Sizes:
     """Tokens and width."""
     decoding: tuple[tuple[int, int], tuple[int, int]]
     """Tokens and width for low rank and for BlockDense."""
+    generation: tuple[int, int, int, int] | None
+    """Batch, length, width and layers; None: not measured there."""
 
 
 SIZES = {
-    "cpu": Sizes(1.5, 1, 256, (1024, 4096), (2, 128, 4096), (1024, 1536), ((256, 5120), (192, 6144))),
-    "cuda": Sizes(3.0, 16, 256, (1024, 4096), (16, 256, 16384), (30720, 2048), ((2048, 5120), (1536, 6144))),
+    "cpu": Sizes(
+        1.5, 1, 256, (1024, 4096), (2, 128, 4096), (1024, 1536), ((256, 5120), (192, 6144)), (16, 1024, 256, 6)
+    ),
+    "cuda": Sizes(3.0, 16, 256, (1024, 4096), (16, 256, 16384), (30720, 2048), ((2048, 5120), (1536, 6144)), None),
 }
 # The forms of a feedforward at the papers' settings for these widths, by the percent of a dense one's parameters.
 FORMS = {
@@ -202,6 +208,20 @@ def decoding(device: str, sizes: Sizes) -> Quantities:
     return found
 
 
+def generation_speedup(device: str, sizes: Sizes) -> Quantities:
+    """Tokens per second of S4's recurrence over those of a Transformer with its keys and values kept."""
+    assert sizes.generation is not None
+    batch, length, width, layers = sizes.generation
+    torch.set_num_threads(1)
+
+    def seconds(backbone: str, carried: type[generate.Carried]) -> float:
+        model = generation.build(backbone, length, width, layers)
+        make = partial(carried, model, batch, length)
+        return generation.carried_course(make, length, batch, 1, sizes.seconds).seconds
+
+    return {"speedup": seconds("transformer", generation.Reserved) / seconds("s4", generate.Carried)}
+
+
 class Measurement(NamedTuple):
     measure: Callable[[str, Sizes], Quantities]
     setting: Callable[[Sizes], str]
@@ -220,9 +240,15 @@ def _latency(sizes: Sizes) -> str:
     return f"a feedforward of width {width} on {tokens} tokens, forward"
 
 
+def _generation(sizes: Sizes) -> str:
+    assert sizes.generation is not None
+    return "batch {}, {} tokens, width {}, {} layers; the Transformer keeps keys and values".format(*sizes.generation)
+
+
 MEASUREMENTS = {
     "s4-transformer-speedup": Measurement(transformer_speedup, _steps),
     "s4-transformer-memory": Measurement(transformer_memory, lambda sizes: _steps(sizes) + ", peak memory", 3),
+    "s4-wikitext-generation-speedup": Measurement(generation_speedup, _generation),
     "sgconv-faster-than-s4": Measurement(
         sgconv_speedup,
         lambda sizes: "one block of each, batch {}, width {}, length {}, forward and backward".format(
@@ -264,6 +290,8 @@ def main() -> None:
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--claims", choices=MEASUREMENTS, nargs="+", default=list(MEASUREMENTS))
     asked = parser.parse_args()
+    if SIZES[asked.device].generation is None:
+        asked.claims = [claim for claim in asked.claims if MEASUREMENTS[claim].measure is not generation_speedup]
     watch = Stopwatch(ROOT, "cpu")
     claimed = units(load(ROOT / "claims"))
     seen: list[Observation] = []

@@ -193,6 +193,39 @@ def test_extent() -> None:
         assert used == set(paper.sources), "every source is used"
 
 
+def test_what_one_table_says_counts_once() -> None:
+    """At least 40 distinct places of papers; and at one place a quantity of the same cells is claimed once, or in two
+    kinds: the number, and the sign of a difference."""
+    places, seen = set(), set()
+    for paper in load(LEDGER):
+        for claim in paper.claims:
+            places.add((paper.paper, claim.where))
+            if isinstance(claim, Conflict):
+                continue
+            for quantity in claim.quantities:
+                subject = (quantity.cells, quantity.against) if isinstance(claim, Trained) else claim.id
+                split = claim.split if isinstance(claim, Trained) else ""
+                key = (paper.paper, claim.where, quantity.name, subject, split, claim.unit, claim.test.rule)
+                assert key not in seen, claim.id
+                seen.add(key)
+    assert len(places) >= 40
+
+
+def test_every_family_is_there() -> None:
+    """What the ledger must hold: a claim of each, by its id."""
+    ids = {claim.id for paper in load(LEDGER) for claim in paper.claims}
+    assert ids >= {
+        *("spt-gain-per-task", "spt-gap-before", "spt-gap-after", "spt-causal-like-masked", "spt-init-redundant"),
+        *("spt-sample-efficiency", "spt-pathx256-gain", "spt-compute-tied", "spt-lra-causal", "spt-lra-rotary-scratch"),
+        *("s4-lra", "s4-transformer-speedup", "s4-transformer-memory", "s4-wikitext-generation-speedup"),
+        *("s4-sequential-images", "s4-convolution-is-recurrence", "s4-dplr-is-dense"),
+        *("sgconv-lra", "sgconv-beats-s4", "sgconv-decay", "sgconv-sub-kernel", "sgconv-faster-than-s4"),
+        *("bigs-matches-bert", "bigs-gating-helps", "bigs-flops", "bigs-flop-ratios", "bigs-length", "bigs-parameters"),
+        *("structured_ffn-xl-parameters", "structured_ffn-xl-flops", "structured_ffn-latency-63"),
+        *("structured_ffn-latency-32", "structured_ffn-self-guided"),
+    }
+
+
 def test_long_range_arena_is_complete() -> None:
     """The rows that the papers' tables of Long Range Arena print: six tasks each, and their mean where printed."""
     tasks = {"listops", "text", "retrieval", "image", "pathfinder", "pathfinder-128"}

@@ -17,8 +17,10 @@ from noscratch.record import count_job, write_count
 from noscratch.results import observations, parquet_bytes, statistics
 from noscratch.results.claims import Cell, Trained, load
 from noscratch.results.collect import SCHEMA as RESULTS
+from noscratch.results.collect import collect
 from noscratch.results.judge import KEY, SCHEMA, judge
 from noscratch.results.observations import Found, Observation, ObservationError
+from records import write_run
 
 LEDGER = Path(__file__).resolve().parents[1] / "claims"
 HEAD = "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
@@ -195,6 +197,49 @@ def test_doctored_cell_in_the_ledger(tmp_path: Path) -> None:
     changed = {name for name in before if before[name] != after[name]}
     assert "s4-lra-repository" in changed
     assert changed <= uses
+
+
+STORE = {
+    ("listops", "s4", "scratch"): 120,
+    ("listops", "s4", "spt-masked"): 140,
+    ("text", "s4d", "scratch"): 150,
+}
+STORED = (
+    ACCURACY.replace("margin: 1.0", "margin: 4.0")
+    + GAIN.replace("{listops: 0, text: 0}", "{listops: 0}")
+    + ACCURACY.replace("demo-accuracy", "demo-other")
+    .replace("backbone: s4,", "backbone: s4d,")
+    .replace("{listops: 60}", "{text: 75}")
+    .replace("margin: 1.0", "margin: 4.0")
+)
+
+
+def test_a_doctored_store_flips_exactly_the_claims_that_use_the_cell(tmp_path: Path) -> None:
+    """From run folders on: the predictions of one cell and its records are made anew, and nothing else is touched."""
+
+    def of_store(name: str, right: Mapping[tuple[str, str, str], int]) -> dict[str, str]:
+        folder = tmp_path / name
+        runs = [
+            write_run(folder / "runs", ("paper", *cell, seed), right=count + (1 + k) * seed % 5)
+            for k, (cell, count) in enumerate(right.items())
+            for seed in range(5)
+        ]
+        folder.mkdir(exist_ok=True)
+        (folder / "demo.yaml").write_text(HEAD + STORED)
+        collect(runs, folder)
+        judge(folder, folder)
+        return headlines(pq.read_table(folder / "verdicts.parquet").to_pylist())
+
+    honest = of_store("honest", STORE)
+    assert honest == dict.fromkeys(("accuracy", "gain", "other"), "supported")
+    for cell, right, flipped in (
+        (("listops", "s4", "scratch"), 180, {"accuracy", "gain"}),
+        (("listops", "s4", "spt-masked"), 60, {"gain"}),
+        (("text", "s4d", "scratch"), 100, {"other"}),
+    ):
+        doctored = of_store("-".join(cell), {**STORE, cell: right})
+        assert {name for name in honest if doctored[name] == "contradicted"} == flipped
+        assert {name for name in honest if doctored[name] != honest[name]} == flipped
 
 
 @pytest.mark.parametrize("tier", ["smoke", "mini"])
