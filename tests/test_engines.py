@@ -123,10 +123,11 @@ def test_commit_refuses_views_of_another_plan(by_dvc: Checkout, tmp_path: Path) 
 def test_commit_makes_the_reports_of_what_it_records(by_dvc: Checkout, tmp_path: Path) -> None:
     checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
     table = (checkout.root / "reports/verdicts.parquet").read_bytes()
-    (checkout.root / "claims/bigs.yaml").unlink()
+    claims = checkout.root / "claims/bigs.yaml"
+    claims.write_text(claims.read_text().replace("version: 1", "version: 2"))
     checkout.noscratch("commit")
     assert "up to date" in checkout.dvc("status").stdout
-    assert (checkout.root / "reports/verdicts.parquet").read_bytes() != table, "verdicts of a removed paper recorded"
+    assert (checkout.root / "reports/verdicts.parquet").read_bytes() != table, "verdicts of former claims recorded"
 
 
 def test_a_job_that_fails_says_why(by_dvc: Checkout, tmp_path: Path) -> None:

@@ -417,20 +417,11 @@ def judge() -> None:
 
     Example: noscratch judge
     """
-    from noscratch.results import history
-    from noscratch.results.claims import Cell, load
-    from noscratch.results.compute import report as at_equal_compute
-    from noscratch.results.flags import report as look_twice
-    from noscratch.results.judge import judge as test_claims
+    from noscratch.results.judged import judge_all
 
     store, the_plan = _checkout()
-    reports, ledger = store.root / "reports", store.root / "claims"
-    history.check(load(ledger), reports / history.FILE)
     jobs = [job.cell for each in plans_of_all_tiers(the_plan.params) for job in each.of("finetune") if job.cell]
-    planned = {Cell(cell.task, cell.backbone, cell.protocol) for cell in jobs}
-    test_claims(reports, ledger, planned)
-    at_equal_compute(reports, ledger, planned)
-    look_twice(reports, ledger)
+    judge_all(store.root, {(cell.task, cell.backbone, cell.protocol) for cell in jobs})
 
 
 @app.command()
@@ -509,22 +500,27 @@ def commit() -> None:
             f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, which ends "
             "with this command."
         )
-    for make in (count, collect, judge, publish, site):  # whatever stands there may be of other views or claims
+    for make in (count, collect, judge):  # whatever stands there may be of other views or claims
+        make()
+    _log_verdicts(store.root)  # the pages tell them too
+    for make in (publish, site):
         make()
     if _to_its_end("dvc", "commit", "--force", "--quiet"):
         raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
-    _log_verdicts(store.root)
 
 
-def _log_verdicts(root: Path) -> None:
-    """Append what changed since the last time to reports/verdicts.jsonl, which belongs to git and not to DVC."""
+def _log_verdicts(root: Path) -> bool:
+    """Append what changed since the last time to reports/verdicts.jsonl, which belongs to git and not to DVC; whether
+    anything did."""
     from noscratch.record import Stopwatch
     from noscratch.results import history
     from noscratch.results.claims import load
 
     commit = Stopwatch(root, "cpu").commit
-    for line in history.append(root / "reports", load(root / "claims"), commit):
+    new = history.append(root / "reports", load(root / "claims"), commit)
+    for line in new:
         out.print(f"{line['claim']}: {line['verdict']}")
+    return bool(new)
 
 
 @app.command()
@@ -540,6 +536,8 @@ def repro() -> None:
             out.print(f"adopted {len(adopted)} results from the views")
         availability.refresh(store, the_plan)
         failed = _to_its_end("dvc", "repro")
+        # A verdict that is new belongs on the pages too.
+        failed = failed or (_log_verdicts(store.root) and _to_its_end("dvc", "repro"))
     if failed:
         raise NoscratchError(
             "`dvc repro` stopped (see above). Mend what it names and run the same command: finished jobs are kept."
