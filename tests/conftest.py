@@ -85,3 +85,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.user_properties += tally.properties(item.iter_markers("proves"))
+
+
+@pytest.fixture(scope="session")
+def honest_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkout with runs, reports, published records and a history; nobody may change it."""
+    from noscratch.audit.honest import honest
+
+    return honest(tmp_path_factory.mktemp("honest") / "checkout", Path(__file__).resolve().parents[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ class Digests:
     def __init__(self, threads: int | None = None) -> None:
         """`threads` is how many files are read at once; one per processor unless stated."""
         self.threads = threads or os.cpu_count() or 1
-        self.bytes_read = 0
+        self.bytes_read, self.seconds = 0, 0.0
         self._known: dict[tuple[str, int, int], str] = {}
 
     def of(self, paths: Iterable[Path], algorithm: str = "sha256") -> dict[Path, str]:
@@ -28,12 +29,14 @@ class Digests:
         first = {inode: path for path, inode in reversed(inodes.items()) if inode not in self._known}
         # The largest first, so that no thread begins a long file when the others are through.
         order = sorted(first.items(), key=lambda item: -stats[item[1]].st_size)
+        started = time.perf_counter()
         with ThreadPoolExecutor(self.threads) as pool:
             for (inode, path), digest in zip(
                 order, pool.map(lambda item: _digest(item[1], algorithm), order), strict=True
             ):
                 self._known[inode] = digest
                 self.bytes_read += stats[path].st_size
+        self.seconds += time.perf_counter() - started
         return {path: self._known[inode] for path, inode in inodes.items()}
 
     def one(self, path: Path, algorithm: str = "sha256") -> str:

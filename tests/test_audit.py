@@ -1,0 +1,314 @@
+"""The auditor: silent over the honest, and not to be got past: flipped bytes, cheats, numbers that lead nowhere."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from noscratch.audit.case import RULES, Case, Finding
+from noscratch.audit.check import audit
+from noscratch.audit.exam import CHEATS, Cheat, sit, write
+from noscratch.audit.honest import honest, record, small
+from noscratch.audit.numbers import Walk, numbers_of, pages
+from noscratch.cli import app
+from noscratch.params import ParamsError
+from noscratch.results import parquet_bytes
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("audit")  # one worker builds the honest checkout
+
+
+@pytest.fixture
+def first(honest_checkout: Path) -> Path:
+    """Smoke and mini runs, three seeds, a run that diverged, one that is blocked, a measurement."""
+    return honest_checkout
+
+
+@pytest.fixture
+def copy(first: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(first, tmp_path / "copy"))
+
+
+def said(findings: list[Finding]) -> str:
+    return "\n".join(f"{finding.path}: {finding.rule}: {finding.got}" for finding in findings)
+
+
+# ---------------------------------------------------------------- the honest
+
+
+def test_the_honest_raise_no_alarm(first: Path) -> None:
+    report = audit(first, models=True)
+    assert not report.findings, said(report.findings)
+    assert report.absent == ["public"]
+    assert report.numbers > 300
+    assert report.entries == len(list(first.rglob("record.json")))
+
+
+def test_a_clone_without_data_shows_its_committed_evidence(first: Path, tmp_path: Path) -> None:
+    from noscratch.audit.git import git
+
+    git(tmp_path, "clone", "--quiet", str(first), "clone")
+    report = audit(tmp_path / "clone")
+    assert not report.findings, said(report.findings)
+    assert report.entries == len(list((tmp_path / "clone/reports/records").rglob("record.json"))) > 0
+    assert "data/runs" in report.absent
+
+
+def random_plan(seed: int) -> dict[str, Any]:
+    """A plan of a few runs: backbones, protocols, seeds, sizes, phases, number format and tiers drawn at random."""
+    draw = random.Random(seed)
+    plan = small(ROOT)
+    plan["run"]["dtype"] = draw.choice(["float32", "float32", "bfloat16", "float64"])
+    plan["tasks"] = {"listops": {}} | ({"rte": {}} if draw.random() < 0.3 else {})
+    names = draw.sample(["s4d", "transformer", "lru", "sgconv", "dlr"], 2)
+    plan["backbones"] = {name: {"heads": 2} if name == "transformer" else {} for name in names}
+    for tier in plan["tiers"].values():
+        tier["seeds"] = list(range(draw.randint(1, 2)))
+        protocols = draw.sample(["scratch", "spt-masked", "spt-causal"], draw.randint(1, 2))
+        tier["grid"] = [{"tasks": "all", "backbones": [draw.choice(names)], "protocols": protocols}]
+        tier["model"] = {
+            "d_model": draw.choice([8, 12]),
+            "layers": draw.randint(1, 2),
+            "dropout": draw.choice([0.0, 0.1]),
+        }
+        sizes = {name: draw.randint(8, 40) for name in ("train", "validation", "test")}
+        tier["data"] = {"listops": sizes | {"min_length": 10, "max_length": draw.randint(30, 60)}}
+        steps = {"steps": draw.randint(2, 6), "evaluate_every": draw.randint(1, 3)}
+        lr = draw.choice([1e-3, 1e-2, 1e30])  # the last one diverges, which is honest too
+        tier["overrides"] = [{"finetune": steps | {"lr": lr}, "pretrain": steps}]
+    if draw.random() < 0.5:
+        del plan["tiers"]["mini"]
+    return plan
+
+
+def check_honest(seed: int, root: Path) -> None:
+    report = audit(honest(root / str(seed), ROOT, random_plan(seed)), models=True)
+    assert not report.findings, f"seed {seed}\n{said(report.findings)}"
+    shutil.rmtree(root / str(seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_honest_plans_raise_no_alarm(seed: int, tmp_path: Path) -> None:
+    check_honest(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6, 60))
+def test_many_random_honest_plans_raise_no_alarm(seed: int, tmp_path: Path) -> None:
+    check_honest(seed, tmp_path)
+
+
+# ---------------------------------------------------------------- one flipped byte
+
+FLIPPED = (
+    "data/store",
+    "data/raw",
+    "data/prepared",
+    "data/runs",
+    "reports",
+    "site/docs/generated",
+    "claims",
+)
+
+
+def flip(root: Path, count: int, seed: int) -> list[str]:
+    """Flip one random bit of one random byte in so many random files, an even share from every place."""
+    draw = random.Random(seed)
+    found: list[str] = []
+    places = {place: sorted(p for p in (root / place).rglob("*") if p.is_file()) for place in FLIPPED}
+    for files in places.values():
+        draw.shuffle(files)
+    while len(found) < count and any(places.values()):
+        for files in places.values():
+            if files and len(found) < count:
+                path = files.pop()
+                content = bytearray(path.read_bytes())
+                content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+                write(path, bytes(content))
+                found.append(path.relative_to(root).as_posix())
+    return found
+
+
+def check_flips(root: Path, count: int, seed: int) -> None:
+    flipped = flip(root, count, seed)
+    assert len(flipped) == count
+    findings = audit(root).findings
+    named = {finding.path for finding in findings}
+    missed = [path for path in flipped if path not in named and not any(path in finding.got for finding in findings)]
+    assert not missed, f"{missed}\n{said(findings)}"
+
+
+def test_thirty_flipped_bytes_are_found(copy: Path) -> None:
+    check_flips(copy, 30, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_more_flipped_bytes_are_found(copy: Path, seed: int) -> None:
+    check_flips(copy, 30, seed)
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_is_found_alone(first: Path, tmp_path: Path) -> None:
+    """Of a hundred flips each by itself, so that none is found only because of another."""
+    for seed in range(100):
+        root = Path(shutil.copytree(first, tmp_path / str(seed)))
+        check_flips(root, 1, seed)
+        shutil.rmtree(root)
+
+
+def test_missing_and_strange_files_are_found(copy: Path) -> None:
+    run = copy / "data/runs/smoke/listops/s4d/scratch/seed0/finetune"
+    gone = [run / "curves.csv", next((copy / "data/store").glob("*finetune*seed1/provenance.json"))]
+    new = [run / "notes.txt", copy / "data/prepared/listops/more.arrow", copy / "reports/records/extra.json"]
+    for path in gone:
+        path.unlink()
+    for path in new:
+        path.write_text("more")
+    named = said(audit(copy).findings)
+    for path in (gone[0], *new):
+        assert path.relative_to(copy).as_posix() in named
+    assert "provenance.json is missing" in named
+
+
+# ---------------------------------------------------------------- cheats
+
+
+def test_the_cheats_cover_what_people_do() -> None:
+    assert len(CHEATS) >= 30
+    assert len({cheat.name for cheat in CHEATS}) == len(CHEATS)
+    assert {rule for cheat in CHEATS for rule in cheat.rules} <= RULES.keys()
+    assert sum(cheat.settled for cheat in CHEATS) >= 15, "most cheats cover their traces"
+
+
+@pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.name)
+def test_a_cheat_is_found(cheat: Cheat, first: Path, tmp_path: Path) -> None:
+    outcome = sit(cheat, first, tmp_path / "copy")
+    assert outcome.caught, said(outcome.findings) or "nothing was found"
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_every_number_is_walked(first: Path) -> None:
+    walk = Walk(Case(first))
+    found = [number for page in pages(first) for number in numbers_of(page.read_text(encoding="utf-8"))]
+    assert {number.address.partition("/")[0] for number in found} >= {
+        "results",
+        "verdicts",
+        "claims",
+        "record",
+        "count",
+    }
+    assert not [problem for number in found if (problem := walk.problem(number))]
+
+
+def drop_row(root: Path) -> None:
+    path = root / "reports/results.parquet"
+    table = pq.read_table(path)
+    rows = [row for row in table.to_pylist() if row["split"] != "test" or row["metric"] != "accuracy"]
+    write(path, parquet_bytes(pa.Table.from_pylist(rows, schema=table.schema)))
+
+
+def each_run(root: Path) -> list[Path]:
+    return sorted((root / "data/runs/smoke/listops/s4d/scratch").glob("seed*/finetune"))
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    def remove(root: Path) -> None:
+        for folder in each_run(root):
+            (folder / name).unlink()
+
+    return remove
+
+
+def forget_digest(root: Path) -> None:
+    for folder in each_run(root):
+        told = json.loads((folder / "record.json").read_bytes())
+        told["artifacts"]["predictions.parquet"]["sha256"] = "0" * 64
+        write(folder / "record.json", json.dumps(told).encode())
+
+
+LINKS = {
+    "the row of the results": drop_row,
+    "the record": drop("record.json"),
+    "the predictions": drop("predictions.parquet"),
+    "the digest": forget_digest,
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_number_without_a_link_of_its_chain_is_found(copy: Path, name: str) -> None:
+    page = "site/docs/generated/runs/smoke-listops-s4d-scratch.md"
+    assert (copy / page).is_file()
+    LINKS[name](copy)
+    findings = [finding for finding in audit(copy).findings if finding.rule == "numbers"]
+    assert page in {finding.path for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "got"),
+    [
+        ('value="', 'value="9', "its bytes give"),
+        ('data-cell="', 'data-cell="nowhere/', "no source 'nowhere'"),
+        ("data-cell=", "data-call=", "has no address"),
+        ('data-form="', 'data-form="x', "no form"),
+        ("</data>", "0</data>", "it reads"),
+        ('value="', 'value="x', "are no numbers"),
+        ("<data ", "<span ", "has no address"),
+    ],
+)
+def test_a_doctored_number_is_found(copy: Path, before: str, after: str, got: str) -> None:
+    path = copy / "site/docs/generated/results.md"
+    text = path.read_text(encoding="utf-8")
+    start = text.index("<data ")
+    path.write_text(text[:start] + text[start:].replace(before, after, 1), encoding="utf-8")
+    assert any(got in f.got for f in audit(copy).findings if f.rule == "numbers" and f.path.endswith("results.md"))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command(copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(copy)
+    done = CliRunner().invoke(app, ["audit"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "nothing is wrong" in done.output
+    assert "not here, so not audited: public" in done.output
+    (copy / "reports/metrics.json").write_text("{}")
+    done = CliRunner().invoke(app, ["audit"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert f"rule results: {RULES['results']}. " in done.output
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(CliRunner().invoke(app, ["audit"]).exception, ParamsError)
+
+
+def test_what_cannot_be_read_is_a_finding(copy: Path) -> None:
+    """Garbage of every sort in every report: the audit goes on, and names it."""
+    for name in ("results.parquet", "verdicts.parquet", "metrics.json", "curves.csv"):
+        write(copy / "reports" / name, b"\x00garbage")
+    for path in (copy / "data/prepared/listops").iterdir():
+        write(path, b"{}")
+    named = {finding.path for finding in audit(copy).findings}
+    assert {
+        f"reports/{name}" for name in ("results.parquet", "verdicts.parquet", "metrics.json", "curves.csv")
+    } <= named
+    assert "data/prepared/listops/record.json" in named
+
+
+def test_results_that_changed_since_the_lock_was_written(copy: Path) -> None:
+    (copy / "params.yaml").write_text((copy / "params.yaml").read_text().replace('"steps": 4', '"steps": 5'))
+    assert {finding.rule for finding in audit(copy).findings} >= {"plan"}
+    record_again = copy / "params.yaml"
+    record_again.write_text(record_again.read_text().replace('"steps": 5', '"steps": 4'))
+    record(copy)
+    assert not audit(copy).findings
