@@ -147,8 +147,9 @@ def check_flips(root: Path, count: int, seed: int) -> None:
     assert not missed, f"{missed}\n{said(findings)}"
 
 
-def test_thirty_flipped_bytes_are_found(copy: Path) -> None:
+def test_thirty_flipped_bytes_are_found(copy: Path, record_property: Callable[[str, object], None]) -> None:
     check_flips(copy, 30, 0)
+    record_property("flips", 30)
 
 
 @pytest.mark.slow
@@ -190,6 +191,7 @@ def test_the_cheats_cover_what_people_do() -> None:
     assert sum(cheat.settled for cheat in CHEATS) >= 15, "most cheats cover their traces"
 
 
+@pytest.mark.proves("cheats")
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.name)
 def test_a_cheat_is_found(cheat: Cheat, first: Path, tmp_path: Path) -> None:
     outcome = sit(cheat, first, tmp_path / "copy")

@@ -211,29 +211,48 @@ def _changes(root: Path, *paths: str) -> list[_Change]:
 
 def _only_added(case: Case) -> Iterator[Finding]:
     """One address has one result for good: no committed record gives way to another of its address, no file of a
-    record changes without it, and what was published stays until another result takes its place."""
+    record changes without it, and what was published stays until another result takes its place.
+
+    A measurement may be made again once the code that measures has changed, which is in no address.
+    """
     changes = _changes(case.root, RECORDS.as_posix())
     records = {(c.commit, str(Path(c.path).parent)) for c in changes if c.path.endswith(f"/{RECORD}")}
-    versions: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)  # path -> address -> (sha1, commit)
+    versions: dict[str, list[tuple[str, _Change]]] = defaultdict(list)  # path -> (address, change), the oldest first
     for change in changes:
         folder, name = str(Path(change.path).parent), Path(change.path).name
         if set(change.after) == {"0"}:
             if name == RECORD and not (case.root / change.path).is_file():
                 got = f"it was published and removed by commit {change.commit[:12]}"
                 yield Finding(change.path, "history", got, RESTORE)
-            continue
-        if name == RECORD:
+        elif name == RECORD:
             try:
                 address = json.loads(git(case.root, "cat-file", "blob", change.after))["address"]
             except UNREADABLE:
                 continue  # what is committed now is checked elsewhere; what was once broken is gone
-            first, commit = versions[change.path].setdefault(address, (change.after, change.commit))
-            if first != change.after:
-                got = f"{address} had another result until commit {change.commit[:12]} (since {commit[:12]})"
-                yield Finding(change.path, "history", got, RESTORE)
+            versions[change.path].append((address, change))
         elif set(change.before) != {"0"} and (change.commit, folder) not in records:
             got = f"commit {change.commit[:12]} changed it and not its record"
             yield Finding(change.path, "history", got, RESTORE)
+    for path, found in versions.items():
+        address, now = found[-1]
+        first = next(change for known, change in found if known == address)
+        if first.after != now.after and not _measured_otherwise(case.root, first, now):
+            got = f"{address} had another result from commit {first.commit[:12]} until {now.commit[:12]}"
+            yield Finding(path, "history", got, RESTORE)
+
+
+def _measured_otherwise(root: Path, first: _Change, now: _Change) -> bool:
+    """Are both versions measurements, by different code below bench/ at the commits that they name?"""
+    try:
+        told = [json.loads(git(root, "cat-file", "blob", change.after)) for change in (first, now)]
+        folder = str(Path(now.path).parent)
+        commits = [
+            json.loads(git(root, "show", f"{change.commit}:{folder}/{PROVENANCE}"))["commit"] for change in (first, now)
+        ]
+        trees = [git(root, "rev-parse", "--verify", "--quiet", f"{commit}:bench") for commit in commits]
+    except UNREADABLE:
+        return False
+    return all(each["kind"] == "bench" for each in told) and trees[0] != trees[1]
 
 
 def _verdict_lines(case: Case) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from typing import Any
 from noscratch import availability
 from noscratch.audit.git import commit_of, git
 from noscratch.plan import VIEWS, plans_of_all_tiers, read_plan
+from noscratch.record import Stopwatch, write_bench
 from noscratch.results import claims, collect, history, publish
 from noscratch.results.judged import judge_all
 from noscratch.results.published import publish_records
@@ -178,12 +179,10 @@ def record(root: Path) -> None:
 
 def measure(root: Path) -> None:
     """Commit a measurement."""
-    from noscratch.record import write_bench
-
-    folder = root / "reports" / "records" / "bench-exam"
+    watch, folder = Stopwatch(root, "cpu"), root / "reports" / "records" / "bench-exam"
     folder.mkdir(parents=True)
     (folder / "exam.json").write_text(json.dumps([{"item": "nothing", "ms": 1.5}]), encoding="utf-8")
-    write_bench(folder, "exam", BENCH, ("noscratch.errors",), root)
+    write_bench(folder, "exam", BENCH, ("noscratch.errors",), watch)
 
 
 def commit(root: Path, subject: str) -> None:
