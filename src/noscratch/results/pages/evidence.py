@@ -318,7 +318,9 @@ def _summary(estimate: statistics.Estimate) -> Summary:
 
 
 def _run_folders(root: Path) -> list[Path]:
-    return sorted({path.parent.parent for path in root.glob("*/*/*/*/seed*/*/record.json")})
+    """Folders of cells; what tuning left beside them is no result."""
+    found = root.glob("*/*/*/*/seed*/*/record.json")
+    return sorted({path.parent.parent for path in found if path.parent.name in PHASES})
 
 
 def _strength(tier: str) -> int:
