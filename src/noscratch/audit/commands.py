@@ -108,7 +108,12 @@ def compare(
 
 
 def redo(
-    cell: Annotated[str, typer.Argument(help="TIER/TASK/BACKBONE/PROTOCOL[/SEED], a run's or a number's address.")],
+    cell: Annotated[
+        str,
+        typer.Argument(
+            help="TIER/TASK/BACKBONE/PROTOCOL, with /SEED for one run; or the address of a run or of a number."
+        ),
+    ],
     keep: Annotated[Path | None, typer.Option(help="Keep what is built in this folder.")] = None,
 ) -> None:
     """Build the runs behind one number again in a scratch store and compare: equal, within tolerance or different.
