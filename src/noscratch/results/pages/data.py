@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from noscratch.results.pages.markup import (
 )
 from noscratch.results.pages.numbers import at, inside, shown, words
 from noscratch.results.pages.tasks import sources_of, task_module
-from noscratch.sources.registry import SOURCES, Form, Source
+from noscratch.sources.registry import SOURCES, File, Form, Source
 
 HAVE, BLOCKED, ABSENT, GENERATED = "available", "blocked", "not in the plan", "generated"
 VERIFIED, FIRST_USE, NOT_FETCHED = "listed digest, verified", "trusted on first use", "not fetched"
@@ -101,6 +102,14 @@ def _digest(form: Form | None) -> str:
     if form is None:
         return NOT_FETCHED
     return VERIFIED if all(file.sha256 for file in form.files) else FIRST_USE
+
+
+def _first_use(evidence: Evidence, form: Form, file: File) -> object:
+    """What stands for a digest that nobody published: the one that was recorded when the file first came."""
+    path = evidence.root / "reports" / "digests.json"
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = recorded.get(f"{form.label}: {file.name}")
+    return join(["first use: ", code(found["sha256"])]) if found else "first use"
 
 
 def _row(evidence: Evidence, name: str) -> Row:
@@ -220,7 +229,7 @@ def _source(page: Page, evidence: Evidence, name: str) -> None:
             each.label,
             code(file.name),
             code(f"{file.bytes} B" if file.bytes is not None else "not published"),
-            code(file.sha256) if file.sha256 else "first use",
+            code(file.sha256) if file.sha256 else _first_use(evidence, each, file),
             Cell(words(each.note), kind="ns-wide"),
         )
         for each in source.forms
