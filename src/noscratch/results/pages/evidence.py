@@ -287,7 +287,8 @@ class Evidence:
 
     @cached_property
     def backbones(self) -> list[str]:
-        return sorted({group[2] for group in self.groups})
+        tried = {record["cell"]["backbone"] for _, record, _ in self.trials}
+        return sorted({group[2] for group in self.groups} | tried)
 
     @cached_property
     def tiers(self) -> list[str]:

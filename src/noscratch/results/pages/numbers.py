@@ -65,7 +65,7 @@ PERCENT = ("accuracy", "f1")
 # In words of these elements, and of this class, a digit is part of a name.
 NAMING = ("a", "code", "pre", "svg", "h1", "h2", "h3", "h4", "th", "time", "title", "script", "style", "nav")
 WORDS = "ns-words"
-NUMBER = re.compile(r"(?<![\w.])(?<!\w-)[-+−]?\d[\d,]*(?:\.\d+)?(?![\w])")
+NUMBER = re.compile(r"(?<![\w.])(?<!\w-)[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 
 
 def shown(cell: str, form: str, *values: Value) -> Html:
