@@ -126,11 +126,24 @@ def test_blocks_start_orthonormal(kind: Any, inputs: int, outputs: int) -> None:
         {"ffn": "block_dense", "rank": 0.4, "blocks": 4},
         {"ffn": "block_shuffle", "blocks": 5},
         {"guided": True},
+        {"expansion": 1.3},
+        {"expansion": 0},
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(backbones.BackboneError, match="got"):
         contract.build("transformer", causal=True, **setting)
+
+
+@pytest.mark.parametrize(("rank", "expansion"), [(0.5, 2.5), (0.25, 1.25)])
+def test_a_narrow_dense_feedforward_has_the_weights_of_a_low_rank_one(rank: float, expansion: float) -> None:
+    """params.yaml compares them; biases are not weights."""
+
+    def weights(**settings: Any) -> int:
+        block = contract.build("transformer", causal=True, d_model=64, heads=8, **settings)
+        return sum(p.numel() for p in block.parameters() if p.ndim > 1)
+
+    assert weights(expansion=expansion) == weights(ffn="low_rank", rank=rank) < weights()
 
 
 # Self-guided training in the loop

@@ -26,8 +26,8 @@ class Config(Settings):
     structured feedforwards of Wei et al. 2024 (arXiv 2406.16450)."""
 
     heads: int = 8
-    expansion: int = 4
-    """Width of the feedforward over d_model."""
+    expansion: float = 4
+    """Width of the feedforward over d_model; 2.5 and 1.25 have the weights of a low-rank one of rank 1/2 and 1/4."""
     positions: Literal["rotary", "sinusoidal", "none"] = "rotary"
     """sinusoidal: absolute ones, which the model adds to the embedding, as in Long Range Arena."""
     norm: Literal["pre", "post"] = "pre"
@@ -37,7 +37,7 @@ class Config(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.heads >= 1, f"heads is at least 1; got {self.heads}.")
-        require(self.expansion >= 1, f"expansion is at least 1; got {self.expansion}.")
+        require(self.expansion > 0, f"expansion is positive; got {self.expansion}.")
         require(
             self.positions in ("rotary", "sinusoidal", "none"),
             f"positions is rotary, sinusoidal or none; got {self.positions!r}.",
@@ -48,7 +48,11 @@ class Config(Settings):
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> StackedBlock:
     mixer = Attention(d_model, config.heads, config.positions == "rotary", causal, backend)
-    feedforward = Feedforward(d_model, config.expansion * d_model, config, backend)
+    hidden = round(config.expansion * d_model)
+    require(
+        hidden == config.expansion * d_model, f"expansion x d_model is whole; got {config.expansion} and {d_model}."
+    )
+    feedforward = Feedforward(d_model, hidden, config, backend)
     return StackedBlock(mixer, feedforward, d_model, config.norm, config.dropout)
 
 
