@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from noscratch.params import Expected
 from noscratch.plan import BASELINES
 from noscratch.results import cells, flags, parquet_bytes, statistics
 from noscratch.results.claims import load
@@ -65,7 +66,7 @@ def majority(score: float = 0.1, task: str = "listops") -> dict[str, Any]:
     return run(0, score, [score], task=task, backbone="majority", degenerate=True, kernels="{}")
 
 
-def report(folder: Path, runs: Runs) -> tuple[Runs, Runs]:
+def report(folder: Path, runs: Runs, expected: flags.Expectations | None = None) -> tuple[Runs, Runs]:
     """The rows of cells.parquet and of flags.parquet that the runs give."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, lines = [], []
@@ -85,7 +86,7 @@ def report(folder: Path, runs: Runs) -> tuple[Runs, Runs]:
     with (folder / "curves.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("run", "step", "split", "metric", "value"), *lines])
     (folder / "demo.yaml").write_text(LEDGER)
-    flags.report(folder, folder)
+    flags.report(folder, folder, expected or {})
     return tuple(pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("cells", "flags"))  # type: ignore[return-value]
 
 
@@ -203,6 +204,35 @@ def test_nothing_to_flag(tmp_path: Path) -> None:
     assert report(tmp_path, runs)[1] == []
 
 
+def test_unexpected_runs(tmp_path: Path) -> None:
+    """Off by more than chance allows, or in another time; of scratch alone, and of published runs' times alone."""
+    expected = {("mini", "listops", "s4d"): Expected(validation=0.5, cpu_seconds=20.0)}
+    curves = {0: [0.1, 0.5], 1: [0.1, 0.58], 2: [0.1, 0.59], 3: [0.1, 0.41]}
+    runs = [run(seed, 0.5, curve) for seed, curve in curves.items()]
+    runs += [run(0, 0.5, [0.1, 0.7], protocol="spt-masked"), run(0, 0.5, [0.1, 0.7], backbone="s4")]
+    for seed, (address, seconds, device) in {
+        0: ("000000000000", 41.0, "cpu"),
+        1: ("000000000001", 39.0, "cpu"),
+        2: ("00000000000a", 41.0, "cpu"),  # an earlier run at this place
+        3: ("000000000003", 1.0, "cuda"),
+    }.items():
+        place = tmp_path / f"records/runs/mini/listops/s4d/scratch/seed{seed}/finetune"
+        place.mkdir(parents=True)
+        (place / "record.json").write_text(json.dumps({"address": address}))
+        (place / "provenance.json").write_text(json.dumps({"cpu_seconds": seconds, "device": device}))
+    _, found = report(tmp_path, runs, expected)
+    unexpected = {(row["seed"], row["flag"]): row for row in found if row["flag"].startswith("unexpected")}
+    assert set(unexpected) == {(2, "unexpected score"), (3, "unexpected score"), (0, "unexpected time")}
+    assert [unexpected[0, "unexpected time"][name] for name in ("split", "metric", "value", "limit")] == [
+        "train",
+        "cpu_seconds",
+        41.0,
+        20.0,
+    ]
+    assert unexpected[2, "unexpected score"]["limit"] == 0.5
+    assert not [row for row in report(tmp_path / "none", runs)[1] if row["flag"].startswith("unexpected")]
+
+
 def test_tables(tmp_path: Path) -> None:
     """Schema, key and bytes: the order of results does not matter, and a second report changes nothing."""
     runs = [
@@ -219,7 +249,7 @@ def test_tables(tmp_path: Path) -> None:
         assert keys == sorted(set(keys)) != []
         assert path.read_bytes() == (tmp_path / "b" / f"{name}.parquet").read_bytes()
         before = path.stat().st_mtime_ns
-        flags.report(tmp_path / "a", tmp_path / "a")
+        flags.report(tmp_path / "a", tmp_path / "a", {})
         assert path.stat().st_mtime_ns == before
     assert {row["flag"] for row in pq.read_table(tmp_path / "a" / "flags.parquet").to_pylist()} <= set(flags.FLAGS)
 
@@ -232,7 +262,7 @@ def test_missing_curves(tmp_path: Path) -> None:
     report(tmp_path, [run(0)])
     (tmp_path / "curves.csv").write_text("run,step\n")
     with pytest.raises(RecordError, match="its columns are not those"):
-        flags.report(tmp_path, tmp_path)
+        flags.report(tmp_path, tmp_path, {})
     (tmp_path / "curves.csv").unlink()
     with pytest.raises(RecordError, match="Run `noscratch collect` first"):
-        flags.report(tmp_path, tmp_path)
+        flags.report(tmp_path, tmp_path, {})

@@ -326,7 +326,7 @@ def test_stages_depend_on_all_the_code_that_they_reach() -> None:
     """Code that moves an address but starts no stage would leave results of the old code in the views."""
     plan = Plan(params.load(ROOT))
     reached = {stage: (f"noscratch.results.{stage}",) for stage in ("collect", "judge", "publish")}
-    reached["judge"] += ("noscratch.results.compute", "noscratch.results.flags")
+    reached["judge"] += ("noscratch.results.compute", "noscratch.results.flags", "noscratch.params")
     reached["count"] = ("noscratch.results.architecture",)
     for stage, view in (("fetch", "raw"), ("prepare", "prepared"), ("runs", "runs")):
         reached[stage] = tuple({module for job in plan.in_view(view) for module in job.modules})

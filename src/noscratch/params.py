@@ -84,6 +84,13 @@ class Block(_Strict):
     protocols: Selector
 
 
+class Expected(_Strict):
+    """What a run from scratch was expected to do before it was made; `judge` flags one that does otherwise."""
+
+    validation: float
+    cpu_seconds: Annotated[float, Field(gt=0)]
+
+
 class Override(Block):
     """Changes for the cells that it selects; what it leaves out selects all."""
 
@@ -93,6 +100,7 @@ class Override(Block):
     model: dict[str, Any] = {}
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
+    expected: Expected | None = None
 
 
 class Tuning(_Strict):
@@ -176,6 +184,25 @@ def parse(data: object) -> Params:
 def data_of(params: Params, task: str) -> dict[str, Any]:
     """The settings of a task's data at the chosen tier."""
     return {**params.tasks[task], **params.tier.data.get(task, {})}
+
+
+def selects(selector: Selector, name: str) -> bool:
+    """Does a selector of a block name it?"""
+    return selector == "all" or (selector == "plain" and "-" not in name) or name in selector
+
+
+def expectations(params: Params) -> dict[tuple[str, str, str], Expected]:
+    """(tier, task, backbone) -> what the last override that says so expects of a run from scratch."""
+    return {
+        (tier, task, backbone): override.expected
+        for tier, settings in params.tiers.items()
+        for override in settings.overrides
+        if override.expected and selects(override.protocols, "scratch")
+        for task in params.tasks
+        if selects(override.tasks, task)
+        for backbone in params.backbones
+        if selects(override.backbones, backbone)
+    }
 
 
 def takes_corpus(params: Params, task: str) -> bool:
@@ -286,6 +313,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "finetune": Train,
     "grid": Block,
     "overrides": Override,
+    "expected": Expected,
     "tuning": Tuning,
 }
 

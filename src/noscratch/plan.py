@@ -24,7 +24,6 @@ from noscratch.params import (
     PROTOCOLS,
     Model,
     Params,
-    Selector,
     TierParams,
     Train,
     Tuning,
@@ -32,6 +31,7 @@ from noscratch.params import (
     corpus_module,
     data_of,
     load,
+    selects,
     takes_corpus,
     task_module,
 )
@@ -248,9 +248,9 @@ class Plan:
         model, train = tier.model, getattr(tier, phase)
         for override in tier.overrides:
             if (
-                _selects(override.tasks, cell.task)
-                and _selects(override.backbones, cell.backbone)
-                and _selects(override.protocols, cell.protocol)
+                selects(override.tasks, cell.task)
+                and selects(override.backbones, cell.backbone)
+                and selects(override.protocols, cell.protocol)
             ):
                 model = Model.model_validate(model.model_dump() | override.model)
                 train = Train.model_validate(train.model_dump() | getattr(override, phase))
@@ -277,10 +277,6 @@ def resolved_backend(backend: str) -> str:
     return "fast" if backend == "auto" else backend
 
 
-def _selects(selector: Selector, name: str) -> bool:
-    return selector == "all" or (selector == "plain" and "-" not in name) or name in selector
-
-
 def cells(params: Params) -> list[Cell]:
     """The grid of the chosen tier: its blocks joined, each cell once, in the order of tasks, backbones, protocols,
     seeds. `spt-causal` is left out for a backbone that is bidirectional only (CAUSAL_OK = False in its file), and
@@ -294,7 +290,7 @@ def cells(params: Params) -> list[Cell]:
         if protocol != "spt-causal" or code.constant(backbone_module(backbone), "CAUSAL_OK")
         if protocol != ON_CORPUS or (tier.corpus is not None and takes_corpus(params, task))
         if any(
-            _selects(b.tasks, task) and _selects(b.backbones, backbone) and _selects(b.protocols, protocol)
+            selects(b.tasks, task) and selects(b.backbones, backbone) and selects(b.protocols, protocol)
             for b in tier.grid
         )
         for seed in tier.seeds
@@ -308,7 +304,7 @@ def tuning_cells(params: Params) -> list[Cell]:
         Cell(params.run.tier, task, backbone, "scratch", tuning.seed)
         for task in params.tasks
         for backbone in params.backbones
-        if tuning and _selects(tuning.tasks, task) and _selects(tuning.backbones, backbone)
+        if tuning and selects(tuning.tasks, task) and selects(tuning.backbones, backbone)
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from noscratch import params
 from noscratch.audit.case import UNREADABLE, Case, Entry, Finding
 from noscratch.audit.history import repetition
 from noscratch.results import collect, publish
@@ -165,7 +166,8 @@ def _verdicts(case: Case) -> Iterator[Finding]:
     planned = {(job.cell["task"], job.cell["backbone"], job.cell["protocol"]) for job in jobs if job.cell}
     with tempfile.TemporaryDirectory(prefix="noscratch-audit-") as folder:
         again = Path(folder)
-        (again / "claims").symlink_to(case.root.resolve() / "claims")
+        for name in ("claims", params.FILE):
+            (again / name).symlink_to(case.root.resolve() / name)
         (again / REPORTS).mkdir()
         for path in (case.root / REPORTS).iterdir():
             if path.name not in KEYS:

@@ -4,9 +4,10 @@
 
     tier, task, backbone, protocol, seed     the run
     flag                                     see FLAGS
-    split                                    where it was seen: "test" or "validation"
+    split                                    where it was seen: "test", "validation" or "train"
     metric, value                            the score that is flagged
-    limit                                    what that score should not exceed, or for "at chance" should have exceeded
+    limit                                    what that score should not exceed, for "at chance" should have exceeded;
+                                             for the unexpected, what was expected
     other                                    the run or the claim that it is held against, "" where none is
     why                                      the flag in words
 
@@ -19,12 +20,17 @@ The rules, with n the number of examples of the split:
     above published         test is above the best that a paper of the ledger claims for the task, by two points and
                             three standard errors of a score of n examples
     perfect                 test is above 99.5 %, more than anyone reports for a task of the grid
+    unexpected score        validation is off what params.yaml expects of the preset from scratch, by five points and
+                            three standard errors
+    unexpected time         a published run on a CPU took more than twice, or less than half, the processor time that
+                            params.yaml expects; metric "cpu_seconds", split "train"
     test above validation   test is above validation, on which the checkpoint was selected, by five points and three
                             standard errors of the difference
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +40,7 @@ from typing import Any
 import pyarrow as pa
 
 from noscratch.backbones import file_of
+from noscratch.params import Expected
 from noscratch.results import cells, parquet_bytes, write_if_changed
 from noscratch.results.cells import BASELINES, Group
 from noscratch.results.claims import Paper, Trained, load
@@ -51,23 +58,39 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.string(), nullable=False) for name in ("other", "why")),
     ]
 )
-FLAGS = ("constant", "at chance", "same predictions", "above published", "perfect", "test above validation")
+FLAGS = (
+    "constant",
+    "at chance",
+    "same predictions",
+    "above published",
+    "perfect",
+    "unexpected score",
+    "unexpected time",
+    "test above validation",
+)
 PUBLISHED_MARGIN = 0.02
 ERRORS = 3.0
 CEILING = 0.995
 GAP = 0.05
+TIMES = 2.0
+Expectations = Mapping[tuple[str, str, str], Expected]
 
 
-def report(reports: Path, claims: Path) -> None:
-    """Write cells.parquet and flags.parquet into `reports` from its results.parquet and curves.csv, and the ledger."""
+def report(reports: Path, claims: Path, expected: Expectations) -> None:
+    """Write cells.parquet and flags.parquet into `reports` from its results.parquet, curves.csv and published records,
+    the ledger, and what is expected of a (tier, task, backbone) from scratch."""
     rows, papers = read_results(reports / "results.parquet"), load(claims)
     groups = cells.groups(rows, cells.read_curves(reports / "curves.csv"))
     write_if_changed(reports / "cells.parquet", parquet_bytes(cells.table(groups)))
-    write_if_changed(reports / "flags.parquet", parquet_bytes(table(rows, groups, papers)))
+    write_if_changed(
+        reports / "flags.parquet", parquet_bytes(table(rows, groups, papers, expected, reports / "records" / "runs"))
+    )
 
 
-def table(rows: Sequence[Row], groups: Iterable[Group], papers: Iterable[Paper]) -> pa.Table:
-    """flags.parquet from the rows of results.parquet, their groups and the ledger."""
+def table(
+    rows: Sequence[Row], groups: Iterable[Group], papers: Iterable[Paper], expected: Expectations, records: Path
+) -> pa.Table:
+    """flags.parquet from the rows of results.parquet, their groups, the ledger, and the published runs in `records`."""
     scores = [row for row in rows if row["phase"] == "finetune" and row["primary"] and row["value"] is not None]
     trained = [row for row in scores if row["backbone"] not in BASELINES]
     stayed = {
@@ -78,6 +101,7 @@ def table(rows: Sequence[Row], groups: Iterable[Group], papers: Iterable[Paper])
     }
     found = [*_constant(trained), *_at_chance(trained, stayed), *_same(trained, stayed)]
     found += [*_too_good(trained, published(papers)), *_above_validation(trained)]
+    found += [*_unexpected(trained, expected, records)]
     found.sort(key=lambda row: tuple(row[name] for name in KEY))
     return pa.Table.from_pylist(found, schema=SCHEMA)
 
@@ -139,6 +163,24 @@ def _too_good(rows: Iterable[Row], best: Mapping[tuple[str, str], tuple[float, s
                 yield _flag(row, "above published", "better than the best published score", limit, claim)
         if row["value"] > CEILING:
             yield _flag(row, "perfect", "hardly an error", CEILING)
+
+
+def _unexpected(rows: Iterable[Row], expected: Expectations, records: Path) -> Iterator[Row]:
+    for row in rows:
+        wanted = expected.get((row["tier"], row["task"], row["backbone"]))
+        if wanted is None or (row["protocol"], row["split"]) != ("scratch", "validation"):
+            continue
+        level = wanted.validation
+        if abs(row["value"] - level) > GAP + ERRORS * spread(row["metric"], level) / math.sqrt(row["examples"]):
+            yield _flag(row, "unexpected score", f"params.yaml expects {level:.3g}", level)
+        place = records.joinpath(*(str(row[name]) for name in CELL[:-1]), f"seed{row['seed']}", "finetune")
+        if (place / "provenance.json").is_file():
+            made = json.loads((place / "provenance.json").read_bytes())
+            address = json.loads((place / "record.json").read_bytes())["address"]
+            took, limit = made["cpu_seconds"], wanted.cpu_seconds
+            if (address, made["device"]) == (row["address"], "cpu") and not limit / TIMES <= took <= limit * TIMES:
+                timed = row | {"split": "train", "metric": "cpu_seconds", "value": took}
+                yield _flag(timed, "unexpected time", f"params.yaml expects {limit:.3g} s", limit)
 
 
 def _above_validation(rows: Iterable[Row]) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from noscratch import params
 from noscratch.results import cells, compute, flags, history, judge
 from noscratch.results.claims import Cell, load
 
@@ -18,7 +19,8 @@ KEYS: Mapping[str, Sequence[str]] = {
 
 
 def judge_all(root: Path, planned: Iterable[tuple[str, str, str]]) -> None:
-    """Write every report of KEYS into root/reports from the results, curves and records there and root/claims.
+    """Write every report of KEYS into root/reports from the results, curves and records there, root/claims and what
+    root/params.yaml expects.
 
     `planned` holds (task, backbone, protocol) of the grid at any tier. Raises ClaimError for a claim that changed
     after its verdict.
@@ -27,4 +29,4 @@ def judge_all(root: Path, planned: Iterable[tuple[str, str, str]]) -> None:
     history.check(load(ledger), reports / history.FILE)
     judge.judge(reports, ledger, grid)
     compute.report(reports, ledger, grid)
-    flags.report(reports, ledger)
+    flags.report(reports, ledger, params.expectations(params.load(root)))
