@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,12 @@ from noscratch.audit.case import RULES, Case, Finding
 from noscratch.audit.check import audit
 from noscratch.audit.exam import CHEATS, Cheat, sit, write
 from noscratch.audit.honest import honest, record, small
-from noscratch.audit.numbers import Walk, numbers_of, pages
+from noscratch.audit.numbers import Number, check, numbers_of, pages, problem
+from noscratch.audit.walk import Walk
 from noscratch.cli import app
 from noscratch.params import ParamsError
 from noscratch.results import parquet_bytes
+from noscratch.results.pages import numbers
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("audit")  # one worker builds the honest checkout
@@ -45,6 +48,7 @@ def said(findings: list[Finding]) -> str:
 # ---------------------------------------------------------------- the honest
 
 
+@pytest.mark.proves("honest")
 def test_the_honest_raise_no_alarm(first: Path) -> None:
     report = audit(first, models=True)
     assert not report.findings, said(report.findings)
@@ -96,13 +100,15 @@ def check_honest(seed: int, root: Path) -> None:
     shutil.rmtree(root / str(seed))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.proves("honest")
+@pytest.mark.parametrize("seed", range(1))
 def test_random_honest_plans_raise_no_alarm(seed: int, tmp_path: Path) -> None:
     check_honest(seed, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6, 60))
+@pytest.mark.proves("honest")
+@pytest.mark.parametrize("seed", range(1, 50))
 def test_many_random_honest_plans_raise_no_alarm(seed: int, tmp_path: Path) -> None:
     check_honest(seed, tmp_path)
 
@@ -153,18 +159,24 @@ def test_thirty_flipped_bytes_are_found(copy: Path, record_property: Callable[[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 11))
-def test_more_flipped_bytes_are_found(copy: Path, seed: int) -> None:
-    check_flips(copy, 30, seed)
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_hundred_flipped_bytes_are_found(
+    copy: Path, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    check_flips(copy, 100, seed)
+    record_property("flips", 100)
 
 
 @pytest.mark.slow
-def test_a_flipped_byte_is_found_alone(first: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_found_alone(
+    first: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Of a hundred flips each by itself, so that none is found only because of another."""
     for seed in range(100):
         root = Path(shutil.copytree(first, tmp_path / str(seed)))
         check_flips(root, 1, seed)
         shutil.rmtree(root)
+    record_property("flips", 100)
 
 
 def test_missing_and_strange_files_are_found(copy: Path) -> None:
@@ -189,10 +201,26 @@ def test_the_cheats_cover_what_people_do() -> None:
     assert len({cheat.name for cheat in CHEATS}) == len(CHEATS)
     assert {rule for cheat in CHEATS for rule in cheat.rules} <= RULES.keys()
     assert sum(cheat.settled for cheat in CHEATS) >= 15, "most cheats cover their traces"
+    assert {cheat.name for cheat in CHEATS if cheat.settled} >= set(TRIED)
+
+
+# To cover its traces takes a cheat some seconds: every change tries the plain ones and these, `make proof` all.
+TRIED = (
+    "call wrong answers right: edit the targets",
+    "select the checkpoint on the test set",
+    "pick the best of several seeds",
+    "drop a published seed",
+)
 
 
 @pytest.mark.proves("cheats")
-@pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.name)
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        pytest.param(cheat, id=cheat.name, marks=pytest.mark.slow if cheat.settled and cheat.name not in TRIED else ())
+        for cheat in CHEATS
+    ],
+)
 def test_a_cheat_is_found(cheat: Cheat, first: Path, tmp_path: Path) -> None:
     outcome = sit(cheat, first, tmp_path / "copy")
     assert outcome.caught, said(outcome.findings) or "nothing was found"
@@ -203,58 +231,127 @@ def test_a_cheat_is_found(cheat: Cheat, first: Path, tmp_path: Path) -> None:
 
 def test_every_number_is_walked(first: Path) -> None:
     walk = Walk(Case(first))
-    found = [number for page in pages(first) for number in numbers_of(page.read_text(encoding="utf-8"))]
-    assert {number.address.partition("/")[0] for number in found} >= {
-        "results",
-        "verdicts",
-        "claims",
-        "record",
-        "count",
-    }
-    assert not [problem for number in found if (problem := walk.problem(number))]
+    assert not [got for number in shown_at(first, "") if (got := problem(walk, number))]
 
 
-def drop_row(root: Path) -> None:
-    path = root / "reports/results.parquet"
-    table = pq.read_table(path)
-    rows = [row for row in table.to_pylist() if row["split"] != "test" or row["metric"] != "accuracy"]
-    write(path, parquet_bytes(pa.Table.from_pylist(rows, schema=table.schema)))
+def runs(root: Path, protocol: str = "scratch") -> list[Path]:
+    return sorted((root / "data/runs/smoke/listops/s4d" / protocol).glob("seed*/finetune"))
 
 
-def each_run(root: Path) -> list[Path]:
-    return sorted((root / "data/runs/smoke/listops/s4d/scratch").glob("seed*/finetune"))
+def drop(name: str, protocol: str = "scratch") -> Callable[[Path], None]:
+    """Remove a file of every run."""
 
-
-def drop(name: str) -> Callable[[Path], None]:
     def remove(root: Path) -> None:
-        for folder in each_run(root):
+        for folder in runs(root, protocol):
             (folder / name).unlink()
 
     return remove
 
 
 def forget_digest(root: Path) -> None:
-    for folder in each_run(root):
+    for folder in runs(root):
         told = json.loads((folder / "record.json").read_bytes())
         told["artifacts"]["predictions.parquet"]["sha256"] = "0" * 64
         write(folder / "record.json", json.dumps(told).encode())
 
 
+def drop_rows(report: str, keep: Callable[[dict[str, Any]], bool] = lambda row: False) -> Callable[[Path], None]:
+    def remove(root: Path) -> None:
+        path = root / "reports" / report
+        table = pq.read_table(path)
+        rows = [row for row in table.to_pylist() if keep(row)]
+        write(path, parquet_bytes(pa.Table.from_pylist(rows, schema=table.schema)))
+
+    return remove
+
+
+def raise_estimates(report: str, column: str = "estimate") -> Callable[[Path], None]:
+    """Another figure in every row; the runs behind it stay."""
+
+    def change(root: Path) -> None:
+        path = root / "reports" / report
+        table = pq.read_table(path)
+        rows = [row | {column: None if row[column] is None else row[column] + 0.125} for row in table.to_pylist()]
+        write(path, parquet_bytes(pa.Table.from_pylist(rows, schema=table.schema)))
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: next(root.glob(name)).unlink()
+
+
+def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda root: write(root / name, content)
+
+
+MEAN = r"results/smoke/listops/s4d/scratch/\*/finetune/test/accuracy/value"
+GAIN = r"verdicts/exam-gain/listops/smoke/estimate"
+MEASURED = r"verdicts/exam-speed/all/none/estimate"
+SPENT = r"compute/exam-gain/listops/smoke/fine-tuning/"
+CELL = r"cells/smoke/listops/s4d/scratch/"
+BENCH = "reports/records/bench-exam"
+# What an address leads through, and what is taken from it.
 LINKS = {
-    "the row of the results": drop_row,
-    "the record": drop("record.json"),
-    "the predictions": drop("predictions.parquet"),
-    "the digest": forget_digest,
+    "results, a row": (MEAN, drop_rows("results.parquet", lambda row: row["metric"] != "accuracy")),
+    "results, a record": (MEAN, drop("record.json")),
+    "results, predictions": (MEAN, drop("predictions.parquet")),
+    "results, a digest": (MEAN, forget_digest),
+    "difference, predictions": (r"difference/smoke/", drop("predictions.parquet", "spt-masked")),
+    "verdicts, a row": (GAIN, drop_rows("verdicts.parquet")),
+    "verdicts, an estimate": (GAIN, raise_estimates("verdicts.parquet")),
+    "verdicts, predictions": (GAIN, drop("predictions.parquet", "spt-masked")),
+    "verdicts, observations": (MEASURED, overwrite(f"{BENCH}/observations.json", b"[]")),
+    "verdicts, another estimate": (MEASURED, raise_estimates("verdicts.parquet")),
+    "compute, a row": (SPENT, drop_rows("compute.parquet")),
+    "compute, an estimate": (SPENT + "estimate", raise_estimates("compute.parquet")),
+    "compute, a ratio": (SPENT + "flops_ratio", raise_estimates("compute.parquet", "flops_ratio")),
+    "compute, a record": (SPENT, drop("record.json", "spt-masked")),
+    "cells, a row": (CELL, drop_rows("cells.parquet")),
+    "cells, a mean": (CELL, raise_estimates("cells.parquet", "mean")),
+    "cells, a share": (CELL, raise_estimates("cells.parquet", "learned")),
+    "cells, curves": (CELL, drop("curves.csv")),
+    "curves, a file": (r"curves/smoke/listops/s4d/scratch/", drop("curves.csv")),
+    "claims, a file": (r"claims/", remove("claims/exam.yaml")),
+    "history, a file": (r"history/", overwrite("reports/verdicts.jsonl", b"")),
+    "record, a record": (r"record/data/prepared/listops#", remove("data/prepared/listops/record.json")),
+    "record, a file": (r"record/data/prepared/listops#", remove("data/prepared/listops/test.arrow")),
+    "provenance": (
+        r"provenance/\S*s4d/scratch/seed0/finetune#",
+        remove("reports/**/s4d/scratch/seed0/*/provenance.json"),
+    ),
+    "sum, records": (r"sum/flops\?tier=smoke&backbone=s4d", drop("record.json")),
+    "size": (r"size/downloads/results.parquet", remove("site/docs/generated/downloads/results.parquet")),
+    "bench, a file": (r"bench/bench-exam/", remove(f"{BENCH}/exam.json")),
+    "bench, a digest": (r"bench/bench-exam/", overwrite(f"{BENCH}/exam.json", b'[{"item": "nothing", "ms": 1.5}] ')),
+    "count, rows": (r"count/verdicts\?", drop_rows("verdicts.parquet")),
 }
+
+
+def shown_at(root: Path, pattern: str) -> list[Number]:
+    found = [number for page in pages(root) for number in numbers_of(page.read_text(encoding="utf-8"))]
+    return [number for number in found if re.match(pattern, number.address)]
 
 
 @pytest.mark.parametrize("name", LINKS)
 def test_a_number_without_a_link_of_its_chain_is_found(copy: Path, name: str) -> None:
-    page = "site/docs/generated/runs/smoke-listops-s4d-scratch.md"
-    assert (copy / page).is_file()
-    LINKS[name](copy)
-    findings = [finding for finding in audit(copy).findings if finding.rule == "numbers"]
-    assert page in {finding.path for finding in findings}
+    pattern, take = LINKS[name]
+    shown = shown_at(copy, pattern)
+    walk = Walk(Case(copy))
+    assert shown, pattern
+    assert not [got for number in shown if (got := problem(walk, number))]
+    take(copy)
+    walk = Walk(Case(copy))
+    assert any(problem(walk, number) for number in shown)
+
+
+def test_every_form_of_address_is_on_the_pages(first: Path) -> None:
+    """So that no form escapes the tests above: the contract of the pages lists them all."""
+    assert numbers.__doc__
+    listed = set(re.findall(r"^([a-z]+)/[A-Z]", numbers.__doc__, re.MULTILINE)) | {"provenance"}
+    links = " ".join(pattern for pattern, _ in LINKS.values())
+    assert listed == {number.address.partition("/")[0] for number in shown_at(first, "")}
+    assert not [form for form in listed if f"{form}/" not in links]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +371,14 @@ def test_a_doctored_number_is_found(copy: Path, before: str, after: str, got: st
     text = path.read_text(encoding="utf-8")
     start = text.index("<data ")
     path.write_text(text[:start] + text[start:].replace(before, after, 1), encoding="utf-8")
-    assert any(got in f.got for f in audit(copy).findings if f.rule == "numbers" and f.path.endswith("results.md"))
+    assert any(got in found.got for found in check(Case(copy)) if found.path.endswith("results.md"))
+
+
+def test_a_score_that_hides_in_a_link_is_found(copy: Path) -> None:
+    path = copy / "site/docs/generated/results.md"
+    link = '\n<p><a href="index.html">{}</a></p>\n'
+    write(path, (path.read_text(encoding="utf-8") + link.format("Accuracy 61.2 %")).encode())
+    assert [found.got for found in check(Case(copy))] == ["61.2 has no address"]
 
 
 # ---------------------------------------------------------------- the command

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from checkout import Checkout
+from noscratch.audit.case import Case
+from noscratch.audit.numbers import check, pages
 
 pytestmark = pytest.mark.xdist_group("engines")  # one worker builds the shared checkouts
 
@@ -29,6 +31,14 @@ def test_a_repro_says_what_was_built_and_blocked(by_dvc: Checkout) -> None:
     assert "blocked   source cola: not asked for" in said
     assert "open      public/index.html" in said
     assert (by_dvc.root / "public/index.html").is_file()
+
+
+def test_every_number_of_the_site_leads_to_its_bytes(by_dvc: Checkout) -> None:
+    """All pages as a reader has them, with the published runs and measurements, walked from HTML to sha256."""
+    case = Case(by_dvc.root)
+    assert not [f"{finding.path}: {finding.got}" for finding in check(case)]
+    written = [page.read_text(encoding="utf-8") for page in pages(by_dvc.root)]
+    assert case.numbers == sum(text.count("<data ") for text in written) > 5_000
 
 
 def test_blocked_is_shown_and_kept_out_of_the_store(by_dvc: Checkout) -> None:

@@ -22,6 +22,7 @@ from noscratch.plan import VIEWS, plans_of_all_tiers, read_plan
 from noscratch.record import Stopwatch, write_bench
 from noscratch.results import claims, collect, history, publish
 from noscratch.results.judged import judge_all
+from noscratch.results.observations import FILE as OBSERVATIONS
 from noscratch.results.published import publish_records
 from noscratch.stages import run_job
 from noscratch.store import Store, expected, make_view
@@ -54,7 +55,44 @@ claims:
     values: {listops: 50.0}
     seeds: 2
     tier: mini
+  - id: exam-gain
+    version: 1
+    statement: Self-pretraining changes what S4D reaches on ListOps.
+    where: nowhere
+    source: P
+    status: S1
+    kind: difference
+    unit: points
+    test: {rule: greater, margin: 0.0, why: the least gain that is one}
+    cells: {backbone: s4d, protocol: spt-masked}
+    against: {backbone: s4d, protocol: scratch}
+    values: {listops: 1.0}
+    seeds: 2
+    tier: mini
+  - id: exam-speed
+    version: 1
+    statement: S4D is faster than nothing.
+    where: nowhere
+    source: P
+    status: S1
+    kind: efficiency
+    unit: ratio
+    test: {rule: greater, margin: 0.0, why: the least speedup that is one}
+    backbones: [s4d]
+    values: {all: 1.5}
+    seeds: 3
+    device: any
 """
+# What a measurement of nothing observed.
+OBSERVED = {
+    "claim": "exam-speed",
+    "quantity": "all",
+    "unit": "ratio",
+    "values": [1.9, 2.0, 2.2],
+    "device": "any",
+    "model": "",
+    "setting": "nothing against nothing",
+}
 # A measurement of nothing, committed like any.
 BENCH = {"seconds": 1.0}
 
@@ -182,6 +220,7 @@ def measure(root: Path) -> None:
     watch, folder = Stopwatch(root, "cpu"), root / "reports" / "records" / "bench-exam"
     folder.mkdir(parents=True)
     (folder / "exam.json").write_text(json.dumps([{"item": "nothing", "ms": 1.5}]), encoding="utf-8")
+    (folder / OBSERVATIONS).write_text(json.dumps([OBSERVED]), encoding="utf-8")
     write_bench(folder, "exam", BENCH, ("noscratch.errors",), watch)
 
 
