@@ -15,7 +15,7 @@ from noscratch.cluster import require_slurm
 from noscratch.device import gpu_count
 from noscratch.locks import only_run
 from noscratch.plan import KINDS, VIEWS, read_plan
-from noscratch.store import Store
+from noscratch.store import Store, target
 
 STORE, PLAN = Store(Path.cwd()), read_plan(Path.cwd())
 NOSCRATCH = f"{shlex.quote(sys.executable)} -m noscratch"
@@ -41,20 +41,16 @@ if workflow.is_main_process and WORKS and not workflow.output_settings.dryrun:
 BLOCKED = availability.blocked(STORE, PLAN)
 
 
-def record(job):
-    return f"data/store/{job.name}/record.json"
-
-
 def needs(wildcards):
     return [
-        ancient(record(PLAN[address]))
+        ancient(target(PLAN[address]))
         for address in PLAN[wildcards.address].needs.values()
     ]
 
 
 def shown_in(*views):
     return [
-        ancient(record(job))
+        ancient(target(job))
         for view in views
         for job in PLAN.in_view(view)
         if job.address not in BLOCKED

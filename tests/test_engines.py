@@ -139,6 +139,33 @@ def test_commit_makes_the_reports_of_what_it_records(by_dvc: Checkout, tmp_path:
     assert (checkout.root / "reports/verdicts.parquet").read_bytes() != table, "verdicts of former claims recorded"
 
 
+def test_a_second_snakemake_makes_no_report_again(by_dvc: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    checkout.noscratch("commit")
+    before = {path: path.stat().st_mtime_ns for path in checkout.root.glob("public/*")}
+    checkout.snakemake("all")
+    assert {path: path.stat().st_mtime_ns for path in checkout.root.glob("public/*")} == before != {}
+    (checkout.root / "reports/cells.parquet").unlink()
+    checkout.snakemake("all")
+    assert (checkout.root / "reports/cells.parquet").is_file()
+    assert "up to date" in checkout.dvc("status").stdout
+
+
+def test_a_part_of_the_plan_runs_alone(by_dvc: Checkout, tmp_path: Path) -> None:
+    clone = by_dvc.clone(tmp_path / "clone")
+    clone.noscratch("sources", "--refresh")
+    targets = clone.noscratch("plan", "--select", "listops,spt-masked,pretrain", "--targets").stdout.split()
+    assert len(targets) == 1
+    clone.snakemake(*targets)
+    (prepared, pretrained) = sorted(clone.jobs(), key=lambda name: "pretrain" in name)
+    assert "-prepare-listops" in prepared
+    assert targets == [f"data/store/{pretrained}/record.json"]
+    assert clone.noscratch("plan", "--select", "cola", "--targets").stdout.strip() == "", "it is blocked"
+    done = clone.noscratch("plan", "--select", "text", check=False)
+    assert done.returncode == 1
+    assert "no run of tier smoke has 'text'" in done.stderr
+
+
 def test_a_job_that_fails_says_why(by_dvc: Checkout, tmp_path: Path) -> None:
     clone = by_dvc.clone(tmp_path / "clone")
     clone.edit("params.yaml", "listops: {train: 48", "listops: {train: -48")

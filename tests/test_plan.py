@@ -208,6 +208,17 @@ def test_every_task_has_its_baselines(settings: dict[str, Any], package: Path) -
     assert rows == plain | {("pathfinder", "cnn", 0), ("pathfinder", "cnn", 1)}
 
 
+@pytest.mark.parametrize("tier", ["mini", "paper"])
+def test_the_tiers_of_evidence_plan_everything_with_five_seeds(tier: str) -> None:
+    loaded = params.load(ROOT)
+    planned = cells(loaded.model_copy(update={"run": loaded.run.model_copy(update={"tier": tier})}))
+    assert {cell.task for cell in planned} == set(loaded.tasks)
+    assert {cell.backbone for cell in planned} == set(loaded.backbones)
+    assert {cell.protocol for cell in planned} == set(params.PROTOCOLS)
+    assert len({cell.seed for cell in planned}) >= 5
+    assert len(planned) > 5000
+
+
 @pytest.mark.parametrize("tier", ["smoke", "mini", "paper"])
 def test_every_tier_has_the_baselines_of_every_task(tier: str) -> None:
     loaded = params.load(ROOT)

@@ -33,7 +33,7 @@ from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, at_tier, cells, plans_
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
-from noscratch.store import Store, difference, expected, make_view, read_provenance, read_record, sync
+from noscratch.store import Store, difference, expected, make_view, read_provenance, read_record, sync, target
 from noscratch.terminal import EXIT_AGAIN, EXIT_ERROR, err, out
 
 SUBMISSION = "submission.parquet"  # a run's predictions of GLUE's hidden test sets
@@ -77,19 +77,34 @@ def _checkout() -> tuple[Store, Plan]:
 @app.command()
 def plan(
     kind: Annotated[str | None, typer.Option(help=f"Only this kind of job: {', '.join(KINDS)}.")] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="Only runs with these names, joined by commas: text,s4d,seed0. May be repeated."),
+    ] = None,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Only the files that snakemake makes for them, but for those blocked.")
+    ] = False,
 ) -> None:
     """List every job of the chosen tier with its address and state.
 
     Example: noscratch plan --kind finetune
+
+    A part of the plan: snakemake --cores 8 $(noscratch plan --select listops,s4d --targets)
     """
+    from noscratch import transfer
+
     if kind not in (None, *KINDS):
         raise NoscratchError(f"The kinds are {', '.join(KINDS)}; got {kind!r}. Name one of them.")
     store, the_plan = _checkout()
+    jobs = transfer.chosen(the_plan, select) if select else list(the_plan.jobs.values())
+    jobs = [job for job in jobs if kind in (None, job.kind)]
     states = progress.states(store, the_plan)
+    if targets:
+        out.print("\n".join(target(job) for job in jobs if states[job.address] != "blocked"), markup=False)
+        return
     table = Table("address", "kind", "job", "state", box=None, pad_edge=False)
-    for job in the_plan.jobs.values():
-        if kind in (None, job.kind):
-            table.add_row(job.address, job.kind, job.label, states[job.address])
+    for job in jobs:
+        table.add_row(job.address, job.kind, job.label, states[job.address])
     out.print(table)
 
 
@@ -500,6 +515,8 @@ def commit() -> None:
             f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, which ends "
             "with this command."
         )
+    if not _to_its_end("dvc", "status", "--quiet"):
+        return  # of these views, this code and these claims it recorded everything before
     for make in (count, collect, judge):  # whatever stands there may be of other views or claims
         make()
     _log_verdicts(store.root)  # the pages tell them too

@@ -64,6 +64,11 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return found
 
 
+def target(job: Job) -> str:
+    """The one file that Snakemake knows of a job: its record, which comes with the rename of the whole result."""
+    return f"data/store/{job.name}/{RECORD}"
+
+
 @contextmanager
 def full_disk_explained(what: str) -> Iterator[None]:
     """Turn a full disk into the one error that says what to do."""
