@@ -37,6 +37,8 @@ check: install  ## lint, types, the plan, the site; changes nothing
 serve: install  ## the site at http://127.0.0.1:8000, rebuilt when a page changes
 	mkdocs serve --config-file site/mkdocs.yml --dev-addr 127.0.0.1:8000
 
+# Whose kernels are shown after training: what the store holds of these, mini before smoke.
+TRAINED = $(foreach b,s4 s4d sgconv,$(firstword $(foreach t,mini smoke,$(wildcard data/store/*-finetune-$t-listops-$b-spt-masked-seed0))))
 bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from NOSCRATCH_MIRROR); on an idle machine
 	python -m bench.kernels $(PEERS) --out reports/records/bench-kernels
 	python -m bench.error_growth --out reports/records/bench-error-growth
@@ -46,7 +48,7 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 	python -m bench.training --out reports/records/bench-training
 	python -m bench.generation --out reports/records/bench-generation
 	python -m bench.claims
-	python -m bench.impulse --out reports/records/bench-impulse
+	python -m bench.impulse --out reports/records/bench-impulse --trained $(TRAINED)
 
 laws: install  ## every kernel law on at least 10,000 examples; about half an hour of CPU time
 	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 tests/test_kernels_*.py

@@ -4,7 +4,8 @@
 
 Heads are those of the first block with the shortest, the middle and the longest step, each divided by its largest
 value; SGConv has no step, and its heads are the first ones. RUN is the folder of a finished fine-tuning, with its
-record.json and weights.safetensors. Writes FOLDER/impulse.parquet and its record.
+record.json and weights.safetensors: data/store/ADDRESS-finetune-TIER-TASK-BACKBONE-PROTOCOL-seedN, made by `noscratch
+repro` at that tier. Writes FOLDER/impulse.parquet and its record, which names the addresses of the runs.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def report(root: Path, folders: list[Path]) -> None:
     collect(folders, root / "reports")
     judge(root / "reports", root / "claims")
     compute.report(root / "reports", root / "claims")
-    flags.report(root / "reports", root / "claims")
+    flags.report(root / "reports", root / "claims", {})
 
 
 def measurements(root: Path) -> None:

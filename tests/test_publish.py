@@ -192,6 +192,23 @@ def test_every_source_is_on_the_data_page_with_its_state(root: Path) -> None:
         assert all(word in rows[name] for word in words), (name, rows[name])
 
 
+def test_a_source_of_which_a_part_is_enough_is_described_as_the_whole(copy: Path) -> None:
+    site_fixture.source(copy, "cifar10-partial", "done", None, ["data_batch_1.bin"], "partial")
+    publish(copy)
+    page = pages(copy)["data.md"]
+    row = next(row for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", page) if 'href="#cifar10-partial"' in row)
+    for words in (SOURCES["cifar10"].title, "a part of it", SOURCES["cifar10"].licence, "partial", "available"):
+        assert words in row
+    assert "no longer part of the package" not in page
+
+
+def test_sizes_say_whose_they_are(root: Path) -> None:
+    page = pages(root)["backbones/transformer.md"].partition("## Size")[2].partition("## ")[0]
+    rows = re.findall(r"<tr[^>]*>(<td.*?)</tr>", page)
+    assert rows
+    assert all("scratch" in row or "spt-" in row for row in rows)
+
+
 def test_results_are_text(tmp_path: Path) -> None:
     root = site_fixture.checkout(tmp_path)
     folders = site_fixture.run(root, "smoke", "listops", HOSTILE_NAME, "scratch", 0)
@@ -453,6 +470,19 @@ HISTORY = [
     }
     for verdict in ("inconclusive", "supported")
 ]
+
+
+def test_the_history_says_what_is_exact(copy: Path) -> None:
+    """How far sources differ is no estimate: it has neither interval nor n."""
+    line = HISTORY[1] | {"claim": "spt-sources", "tier": "none"}
+    line["figures"] = {"mean": {"estimate": 0.1, "interval_low": None, "interval_high": None, "n": 2}}
+    (copy / "reports" / "verdicts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    publish(copy)
+    page = pages(copy)["changelog.md"].partition("## Verdicts")[2]
+    assert 'data-cell="history/0#/figures/mean/estimate"' in page
+    assert "0.1 %</data> <small>between the sources</small>" in page
+    assert "sources differ" in page
+    assert "no interval" not in page
 
 
 def test_the_history_of_a_verdict_is_told_and_fed(copy: Path) -> None:

@@ -177,25 +177,26 @@ def _detail(evidence: Evidence, backbone: str) -> Page:
 
 
 def _size(page: Page, evidence: Evidence, backbone: str) -> None:
-    """Parameters by tier and task; one protocol and seed stands for those that agree with it."""
-    sizes: dict[tuple[str, str, int], Html] = {}
+    """Parameters by tier and task, with the protocols that share them; one run stands for those that agree with it."""
+    sizes: dict[tuple[str, str, int], tuple[Html, dict[str, None]]] = {}
     for row in evidence.results:
         if (
             row["backbone"] == backbone
             and row["phase"] == "finetune"
             and row["parameters"] is not None
             and row["primary"]
+            and row["split"] == "test"
         ):
             group = (row["tier"], row["task"], backbone, row["protocol"])
-            if row["split"] == "test":
-                address = score_at(group, row["metric"], row["seed"], "parameters")
-                words_ = link(f"../{group_page(group)}", shown(address, "number", row["parameters"]))
-                sizes.setdefault((row["tier"], row["task"], row["parameters"]), words_)
+            address = score_at(group, row["metric"], row["seed"], "parameters")
+            words_ = link(f"../{group_page(group)}", shown(address, "number", row["parameters"]))
+            _, protocols = sizes.setdefault((row["tier"], row["task"], row["parameters"]), (words_, {}))
+            protocols[row["protocol"]] = None
     if sizes:
         page.heading("Size")
         rows = [
-            (tier_badge(tier), link("../" + task_page(task), task), count)
-            for (tier, task, _), count in sorted(sizes.items())
+            (tier_badge(tier), link("../" + task_page(task), task), ", ".join(protocols), count)
+            for (tier, task, _), (count, protocols) in sorted(sizes.items())
         ]
-        columns = ["Tier", "Task", "Parameters"]
-        page.add(table(columns, rows, "Parameters of the whole model, embedding and head included"))
+        caption = "Parameters of the whole model, embedding and head included"
+        page.add(table(["Tier", "Task", "Protocol", "Parameters"], rows, caption))

@@ -40,6 +40,7 @@ CONFLICTS = tag(
 # How verdicts.parquet calls what is counted, not sampled.
 COUNTED, COUNTED_WORDS = "count", "counted, exact"
 POINTERS = {"towards": "points towards it", "against": "points against it", "unclear": "unclear so far"}
+CONFLICTING = {"supported": "sources differ", "contradicted": "sources agree"}
 # Kinds of claims that a test settles; the other kind is a conflict among sources.
 TESTED = ("accuracy", "difference", "efficiency", "architecture", "numerics")
 
@@ -188,11 +189,12 @@ def _statement(each: Judged, up: str) -> Html:
 
 
 def verdict_chip(each: Judged) -> Html:
+    return chip(verdict_word(each.claim, each.headline["verdict"]))
+
+
+def verdict_word(claim: Claim, verdict: str) -> str:
     """The verdict; of a conflict it is whether the sources differ, which supports nobody."""
-    verdict = each.headline["verdict"]
-    if isinstance(each.claim, Conflict):
-        return chip({"supported": "sources differ", "contradicted": "sources agree"}[verdict])
-    return chip(verdict)
+    return CONFLICTING[verdict] if isinstance(claim, Conflict) else verdict
 
 
 def pointer(row: Mapping[str, Any]) -> Html:

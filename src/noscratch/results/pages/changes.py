@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from noscratch.results.claims import Claim, Conflict, Measured
+from noscratch.results.pages.board import COUNTED_WORDS, verdict_word
 from noscratch.results.pages.evidence import Evidence
 from noscratch.results.pages.markup import (
     Cell,
     Html,
     Page,
+    Row,
     chip,
     claim_page,
     link,
@@ -26,14 +29,14 @@ from noscratch.results.pages.numbers import inside, shown, words
 CHANGELOG, LOG = "CHANGELOG.md", "reports/LOG.md"
 FEED = "verdicts.atom"
 FIGURES = ("estimate", "interval_low", "interval_high", "n")
+DIFFER = "between the sources"
 # Of a feed without entries: an hour that never changes.
 NEVER = "1970-01-01T00:00:00Z"
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
-    page = Page(
-        "changelog.html", "Changelog", "What changed, which numbers changed and why, every change of a verdict."
-    )
+    about = "What changed, which numbers changed and why, every change of a verdict."
+    page = Page("changelog.html", "Changelog", about, wide=True)
     page.say(
         "Every release, every change of a verdict, and every number that changed, with its cause. Follow the verdicts "
         "with a reader of feeds: ",
@@ -42,12 +45,12 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         link("log.html", "log"),
         ".",
     )
+    page.blocks.append(_document(evidence, CHANGELOG))
     page.heading("Verdicts")
     if evidence.history:
-        page.add(history_table(evidence, list(enumerate(evidence.history))[::-1], ""))
+        page.add(history_table(evidence, list(enumerate(evidence.history))[::-1], "", facets=("verdict", "paper")))
     else:
         page.say("No verdict has been published yet.")
-    page.blocks.append(_document(evidence, CHANGELOG))
     yield page
     log = Page(
         "log.html", "Log", "What was tried, dated, with what came of it.", crumbs=[("Changelog", "changelog.html")]
@@ -69,31 +72,40 @@ def files(evidence: Evidence) -> dict[str, bytes]:
     return {FEED: feed(evidence.history).encode()}
 
 
-def history_table(evidence: Evidence, lines: Sequence[tuple[int, Mapping[str, Any]]], up: str) -> Html:
+def history_table(
+    evidence: Evidence, lines: Sequence[tuple[int, Mapping[str, Any]]], up: str, facets: Sequence[str] = ()
+) -> Html:
     """Changes of verdicts: (line of reports/verdicts.jsonl, what it says)."""
-    units = {claim.id: claim.unit for paper in evidence.papers for claim in paper.claims}
-    rows = [
-        (
+    of = {claim.id: (paper.paper, claim) for paper in evidence.papers for claim in paper.claims}
+    rows = []
+    for k, line in lines:
+        paper, claim = of[line["claim"]]
+        verdict = verdict_word(claim, line["verdict"])
+        cells = (
             tag("time", line["date"]),
-            link(up + claim_page(line["claim"]), f"{line['claim']} version {line['version']}"),
-            chip(line["verdict"]),
-            tier_badge(line["tier"]),
-            Cell(_figures(k, line["figures"], units[line["claim"]]), kind="ns-wide"),
+            Cell(link(up + claim_page(line["claim"]), f"{line['claim']} version {line['version']}"), kind="ns-wrap"),
+            chip(verdict),
+            tier_badge(line["tier"]) if line["tier"] != "none" else "",
+            Cell(_figures(k, line["figures"], claim), kind="ns-wide"),
             short(line["commit"]) if line["commit"] else "none",
         )
-        for k, line in lines
-    ]
+        rows.append(Row(cells, {"verdict": [verdict], "paper": [paper]}))
     columns = ["Date", "Claim", "Verdict", "Tier", "Ours, as it was then", "Commit"]
-    return table(columns, rows, "Every verdict that was published, and what it rested on")
+    return table(columns, rows, "Every verdict that was published, and what it rested on", facets)
 
 
-def _figures(line: int, figures: Mapping[str, Mapping[str, Any]], unit: str) -> Html:
-    """Each quantity with its estimate, interval and n."""
+def _figures(line: int, figures: Mapping[str, Mapping[str, Any]], claim: Claim) -> Html:
+    """Each quantity with its estimate, interval and n; what was counted is exact, and sources differ by so much."""
     parts = []
     for quantity, of in figures.items():
-        address = inside("history", str(line), "figures", quantity, ",".join(FIGURES))
-        number = shown(address, f"estimate:{unit}", *(of[name] for name in FIGURES))
-        parts.append(tag("li", tag("span", words(quantity), class_="ns-quantities__name"), " ", number))
+        exact = isinstance(claim, Conflict) or (isinstance(claim, Measured) and claim.kind != "efficiency")
+        columns = FIGURES[:1] if exact else FIGURES
+        form = f"unit:{claim.unit}" if exact else f"estimate:{claim.unit}"
+        number = shown(
+            inside("history", str(line), "figures", quantity, ",".join(columns)), form, *(of[name] for name in columns)
+        )
+        about = tag("small", DIFFER if isinstance(claim, Conflict) else COUNTED_WORDS) if exact else ""
+        parts.append(tag("li", tag("span", words(quantity), class_="ns-quantities__name"), " ", number, " ", about))
     return tag("ul", *parts, class_="ns-quantities")
 
 

@@ -147,8 +147,8 @@ def interval_chart(title: str, metric: str, rows: Sequence[tuple[str, Interval, 
     across = Scale(ticks(_edges(metric, [score for _, score, _ in rows]), 5), 20, WIDTH - 20)
     parts = _columns(across, [_tick(x, metric) for x in across.ticks], top, height - bottom)
     for index, (label, score, n) in enumerate(rows):
-        y = top + row_height * (index + 0.66)
-        parts.append(_label(2, y - 11, label, "start", "ns-row-label"))
+        y = top + row_height * (index + 0.62)  # nearer to its own label than to the next
+        parts.append(_label(2, y - 10, label, "start", "ns-row-label"))
         parts += _bar(metric, score, across, y, "ns-stroke--0")
         hollow = "ns-dot ns-dot--hollow" if score.low is None else "ns-dot"
         hint = tag("title", f"{label}: {_words(score.mean, metric)}, n = {n}")

@@ -30,6 +30,7 @@ from noscratch.results.pages.markup import (
 )
 from noscratch.results.pages.numbers import at, inside, shown, words
 from noscratch.results.pages.tasks import sources_of, task_module
+from noscratch.sources import PARTIAL
 from noscratch.sources.registry import SOURCES, File, Form, Source
 
 HAVE, BLOCKED, ABSENT, GENERATED = "available", "blocked", "not in the plan", "generated"
@@ -77,6 +78,16 @@ def pages(evidence: Evidence) -> Iterator[Page]:
     yield page
 
 
+def _source_of(name: str) -> tuple[Source | None, str]:
+    """A source as it is registered, and its title; `NAME-partial` is NAME where a part of it is enough."""
+    source = SOURCES.get(name.removesuffix(PARTIAL))
+    if source is None:
+        return None, ""
+    return source, f"{source.title}: a part of it where the whole cannot be had" if name.endswith(
+        PARTIAL
+    ) else source.title
+
+
 def _state(source: Source | None, record: Record | None) -> str:
     if record:
         return HAVE if record["state"] == "done" else str(record["state"])
@@ -113,11 +124,11 @@ def _first_use(evidence: Evidence, form: Form, file: File) -> object:
 
 
 def _row(evidence: Evidence, name: str) -> Row:
-    source, record = SOURCES.get(name), evidence.sources.get(name)
+    (source, title), record = _source_of(name), evidence.sources.get(name)
     state, form = _state(source, record), _form(source, record)
     reason = _reason(source, record).removeprefix(f"{name}: ")
     cells = (
-        _named(link(f"#{slug(name)}", name), source.title if source else ""),
+        _named(link(f"#{slug(name)}", name), title),
         Cell(
             tag("span", _mark(state), tag("small", words(reason)) if reason else "", class_="ns-stack"), kind="ns-wide"
         ),
@@ -190,15 +201,15 @@ def _quarantine(page: Page, evidence: Evidence) -> None:
 
 def _source(page: Page, evidence: Evidence, name: str) -> None:
     """A line on a source, and folded below it its terms, what was fetched, and which forms are accepted."""
-    source, record = SOURCES.get(name), evidence.sources.get(name)
+    (source, title), record = _source_of(name), evidence.sources.get(name)
     page.blocks.append(f"### {prose(name)} {{ #{slug(name)} }}")
     state, reason = _state(source, record), _reason(source, record)
     if source is None:
         page.say("This source is no longer part of the package.")
         return
-    page.say(words(source.title), ". ", words(source.licence), ".")
+    page.say(words(title), ". Licence: ", words(source.licence), ".")
     if state not in (HAVE, ABSENT):
-        page.add(note(tag("strong", state), ": ", words(reason), kind="bad"))
+        page.add(note(tag("strong", state), ": ", words(reason.removeprefix(f"{name}: ")), kind="bad"))
     feeds = [task for task in evidence.task_names if name in sources_of(evidence, task)]
     form = _form(source, record)
     about: list[tuple[str, object]] = [

@@ -9,6 +9,7 @@ from noscratch.results.pages import charts
 from noscratch.results.pages.evidence import Evidence, Measurement
 from noscratch.results.pages.markup import Html, details, table, tag
 from noscratch.results.pages.numbers import number, shown, words
+from noscratch.results.pages.performance import provenance
 
 IMPULSE = "bench-impulse"
 
@@ -34,10 +35,16 @@ def impulse_responses(evidence: Evidence, family: str) -> list[Html]:
         texts.append(_table(measured, weights, heads))
     about = tag(
         "p",
-        "What one impulse at the first position does to every later one: the convolution kernel itself, of some heads "
-        "of the first block, relative to its largest value.",
+        "What one impulse at the first position does to every later one: the convolution kernel itself, relative to "
+        "its largest value. Of the first block, the heads with the shortest, the middle and the longest step; where "
+        "heads have no step, the first ones.",
     )
-    return [about, tag("div", *figures, class_="ns-figures"), details("The kernels as text", *texts)]
+    return [
+        about,
+        tag("div", *figures, class_="ns-figures"),
+        details("The kernels as text", *texts),
+        provenance(measured),
+    ]
 
 
 def _table(measured: Measurement, weights: str, heads: Mapping[str, list[Mapping[str, Any]]]) -> Html:
