@@ -903,6 +903,22 @@ def test_counted_flops_are_those_of_torch(tmp_path: Path, task: dict[str, Any], 
     assert flops.count(work) == counter.get_total_flops() > 0
 
 
+@pytest.mark.parametrize("backbone", backbones.names())
+def test_counted_flops_of_every_backbone_are_those_of_torch(tmp_path: Path, backbone: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    meta = data.read_meta(tiny.write_task(tmp_path))
+    made = model.build_model(meta, tiny.settings("finetune", "classify", backbone, backend="reference"), seed=0)
+    batch = data.Split(tmp_path, "train").batch(np.arange(3))
+
+    def work() -> None:
+        objectives.outcome_of(made, batch, "classify", meta, 0, 0).total.backward()
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    assert flops.count(work) == counter.get_total_flops() > 0
+
+
 def test_products_of_onednn_count_like_those_of_torch() -> None:
     x, w = torch.ones(5, 8, requires_grad=True), torch.ones(6, 8, requires_grad=True)
     one, other = (
