@@ -47,6 +47,7 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 	python -m bench.batching --out reports/records/bench-batching
 	python -m bench.training --out reports/records/bench-training
 	python -m bench.generation --out reports/records/bench-generation
+	python -m bench.estimates --out reports/records/bench-estimates
 	python -m bench.claims
 	python -m bench.impulse --out reports/records/bench-impulse --trained $(TRAINED)
 

@@ -13,6 +13,7 @@ from noscratch import factors, params, passport, stages, train, yaml_reader
 from noscratch.errors import NoscratchError
 from noscratch.factors import design
 from noscratch.plan import Plan
+from noscratch.record import Stopwatch
 from noscratch.results.variance import split
 from noscratch.store import Store
 
@@ -76,7 +77,7 @@ def test_runs_and_their_split(
     assert {row["metric"] for row in rows} == {"accuracy"}
     values = [[row["value"] for row in rows if row["seed"] == seed] for seed in made.seeds]
     assert factors.split_of(made, rows[::-1]) == split(values)
-    folder = factors.publish(made, rows, tmp_path)
+    folder = factors.publish(made, rows, tmp_path, Stopwatch(tmp_path, "cpu"))
     assert folder == tmp_path / "reports" / "records" / "factors-smoke-listops-s4d-spt-masked"
     assert pq.read_table(folder / "factors.parquet").to_pylist() == rows
     components = {row.pop("component"): row for row in json.loads((folder / "split.json").read_text())}

@@ -28,8 +28,8 @@ from noscratch.audit.commands import COMMANDS
 from noscratch.device import rank, together
 from noscratch.errors import NoscratchError
 from noscratch.locks import descendants, only_run
-from noscratch.params import load
-from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, at_tier, cells, plans_of_all_tiers, read_plan
+from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
+from noscratch.planning import COMMANDS as PLANNING
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
@@ -47,7 +47,7 @@ app = typer.Typer(
     "Start with [bold]make repro[/bold]: it builds everything of the smoke tier and names the page to open. "
     "Commands run in the checkout, beside params.yaml.",
 )
-for command in COMMANDS:
+for command in (*COMMANDS, *PLANNING):
     app.command()(command)
 
 
@@ -748,99 +748,6 @@ def passport(
                 table.add_row(kernel, backend, dtype, *(f"{error[key]:.1e}" for key in ("max", "rms", "allowed")))
     out.print(table)
     out.print(f"every kernel gives its known answers; digest {report['digest'][:12]}")
-
-
-@app.command()
-def power(
-    claim: Annotated[str, typer.Argument(help="A claim's id, as on the site: spt-transformer-mean.")],
-    effect: Annotated[
-        float | None, typer.Option(help="The true value to plan for, in the claim's unit; else the published one.")
-    ] = None,
-    deviation: Annotated[
-        float | None, typer.Option("--sd", help="Assume this standard deviation over seeds instead of the pilot's.")
-    ] = None,
-    looks: Annotated[
-        str | None, typer.Option(help="Numbers of seeds of a sequential rule, such as 5,10,20, to follow its course.")
-    ] = None,
-) -> None:
-    """How many seeds a claim needs for its own test and margin, from the spread over the seeds that there are.
-
-    Example: noscratch power spt-transformer-mean --looks 3,5,10
-    """
-    from noscratch import tables
-    from noscratch.results import claims
-    from noscratch.results import power as planning
-    from noscratch.results.collect import read_results
-    from noscratch.results.judge import Grid
-
-    root = Path.cwd()
-    paper, wanted = planning.trained(claims.load(root / "claims"), claim)
-    grid = Grid(read_results(root / "reports" / "results.parquet"))
-    at = at_tier(load(root), wanted.tier)
-    planned = {claims.Cell(cell.task, cell.backbone, cell.protocol) for cell in cells(at)}
-    found = planning.plan(wanted, paper, grid, planned, truth=effect, deviation=deviation)
-    out.print(escape(f"{wanted.statement} ({wanted.where})"))
-    out.print(
-        f"{wanted.test.rule} in {wanted.unit}, alpha {wanted.test.alpha:g}, at tier {wanted.tier} with {wanted.seeds} "
-        f"seeds at least; among all: with Holm over the paper's {found.family} quantities that the tier's plan holds"
-    )
-    out.print(tables.seeds_of(found))
-    if found.seeds(planning.POWERS[0]) is not None:
-        for line in tables.whole(found):
-            out.print(line)
-    elif any(need.spread is None for need in found.needs):
-        out.print(escape(planning.missing(found, grid)))
-        out.print(
-            tables.assumed(
-                {sd: planning.plan(wanted, paper, grid, planned, truth=effect, deviation=sd) for sd in tables.ASSUMED}
-            )
-        )
-    if looks or wanted.looks:
-        out.print(tables.courses(found, _numbers("--looks", looks) if looks else wanted.looks or ()))
-
-
-@app.command()
-def factors(
-    cell: Annotated[str, typer.Argument(help="TASK/BACKBONE/PROTOCOL, such as listops/s4d/scratch.")],
-    tier: Annotated[str | None, typer.Option(help="Its tier; else the chosen one.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, joined by commas.")] = "0,1,2,3,4",
-    numerics: Annotated[
-        str | None, typer.Option(help="Dtypes, each with a backend if need be, such as float64,float32/reference.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs with their addresses.")] = False,
-    record: Annotated[bool, typer.Option("--record", help="Write the split below reports/records, for git.")] = False,
-) -> None:
-    """Numerics or seed? Train one cell with every seed in every numerics, and split the spread of its score.
-
-    Example: noscratch factors listops/s4d/scratch --tier mini --seeds 0,1,2,3,4
-    """
-    from noscratch import factors as crossed
-    from noscratch import tables
-
-    root = Path.cwd()
-    store, params = Store(root), load(root)
-    forms = numerics.split(",") if numerics else crossed.NUMERICS
-    made = crossed.design(params, cell, tier or params.run.tier, _numbers("--seeds", seeds), forms)
-    if dry_run:
-        for trial in made.trials:
-            state = "done" if store.has(trial.job) else "planned"
-            out.print(f"{trial.job.address} seed {trial.seed} {trial.numerics} {state}")
-        return
-    for trial in crossed.run(store, made, progress=True):
-        out.print(f"{trial.job.name}: seed {trial.seed}, {trial.numerics}")
-    rows = crossed.rows(store, made)
-    found = crossed.split_of(made, rows)
-    out.print(tables.scores(made, rows))
-    out.print(tables.variances(found))
-    out.print(f"p-values (F): no effect of the seed {found.p_seed:.3g}, no shift of numerics {found.p_numerics:.3g}")
-    if record:
-        out.print(f"recorded in {crossed.publish(made, rows, root).relative_to(root)}")
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    if not all(part.isdigit() for part in text.split(",")):
-        raise NoscratchError(f"{option} takes whole numbers joined by commas, such as 0,1,2; got {text!r}.")
-    return [int(part) for part in text.split(",")]
 
 
 @app.command()

@@ -134,8 +134,9 @@ def split_of(made: Design, found: Sequence[dict[str, Any]]) -> Split:
     return split([[values[seed, form] for form in made.numerics] for seed in made.seeds])
 
 
-def publish(made: Design, found: Sequence[dict[str, Any]], root: Path) -> Path:
-    """Write the scores and their split as a record below reports/records; returns its folder."""
+def publish(made: Design, found: Sequence[dict[str, Any]], root: Path, watch: Stopwatch) -> Path:
+    """Write the scores and their split as a record below reports/records; returns its folder. `watch` was made before
+    the runs."""
     folder = root / "reports" / "records" / made.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "factors.parquet").write_bytes(parquet_bytes(pa.Table.from_pylist(list(found))))
@@ -144,5 +145,5 @@ def publish(made: Design, found: Sequence[dict[str, Any]], root: Path) -> Path:
         as_json([{"component": name} | vars(part) for name, part in components.parts.items()])
     )
     settings = {"tier": made.tier, "cell": made.cell, "seeds": made.seeds, "numerics": made.numerics}
-    write_bench(folder, made.name, settings, ("noscratch.results.variance",), Stopwatch(root, "cpu"))
+    write_bench(folder, made.name, settings, ("noscratch.results.variance",), watch)
     return folder

@@ -137,7 +137,7 @@ class Stopwatch:
                 "device": self.device,
                 "host": platform.node(),
                 "platform": platform.platform(),
-                "processor": _processor(),
+                "processor": processor(),
                 "python": platform.python_version(),
                 "libraries": _versions(),
                 "arguments": sys.argv[1:],
@@ -171,7 +171,8 @@ def _commit(root: Path) -> tuple[str | None, bool | None]:
     return head.stdout.strip(), bool(status.stdout.strip())
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor, as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

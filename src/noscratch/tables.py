@@ -1,4 +1,4 @@
-"""What `noscratch power` and `noscratch factors` print."""
+"""What `noscratch power`, `noscratch factors` and `noscratch estimate` print."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
+from noscratch.estimate import ClaimCost, Cost, Costs, SeedCost
 from noscratch.factors import Design
 from noscratch.results import power
 from noscratch.results.judge import Scale
@@ -117,3 +119,58 @@ def variances(found: Split) -> Table:
         low, middle, high = (f"{factor * math.sqrt(value):.4f}" for value in (part.low, part.value, part.high))
         table.add_row(PARTS[name], middle, f"[{low}, {high}]")
     return table
+
+
+def costs(found: Costs) -> Table:
+    """One line for each cell, by name: its seeds, and what one of them costs, or why that is not known."""
+    table = Table("cell", "seeds", box=None, pad_edge=False)
+    for column in COST:
+        table.add_column(column, justify="right")
+    for name, (seeds, cost) in found.cells.items():
+        table.add_row(name, str(seeds), *((escape(cost),) if isinstance(cost, str) else _cost(cost)))
+    table.add_row("in total, all seeds", "", *_cost(found.total))
+    return table
+
+
+def claim_costs(found: Sequence[ClaimCost]) -> Table:
+    """One line for each claim with its least seeds, and one for each paper and for all, whose cells count once."""
+    table = Table("claim", "seeds", "cells", "not counted", box=None, pad_edge=False)
+    for column in COST:
+        table.add_column(column, justify="right")
+    for row in found:
+        name = row.claim or (f"{row.paper}: all of these" if row.paper else "all papers")
+        spent, left = row.spent, len(row.spent.absent) + len(row.spent.unfit)
+        price = _cost(spent.cost.times(row.seeds)) if spent.cost.time.wall else ()
+        table.add_row(name, str(row.seeds), str(spent.cells), str(left or ""), *price)
+    return table
+
+
+def price_of_seeds(plan: Plan, spent: SeedCost) -> Iterator[str]:
+    """What the claim's seeds cost: the least, and those for each power."""
+    if spent.absent:
+        yield f"not in the plan, and so not in the sums: {', '.join(spent.absent)}"
+    for name, why in spent.unfit.items():
+        yield escape(f"not in the sums: {name} {why}")
+    counts = {"its least": plan.claim.seeds} | {f"{p:.0%} power": plan.seeds(p) for p in power.POWERS}
+    for what, seeds in counts.items():
+        if seeds is not None:
+            hours, cpu, *_, energy = _cost(spent.cost.times(seeds))
+            processor = f" ({cpu} CPU hours)" if cpu else ""
+            yield f"{what}, {seeds} seeds: {seeds * spent.cells} runs, {hours} hours{processor}, {energy} kWh"
+
+
+COST = ("hours", "CPU hours", "memory", "disk", "beside it", "kWh")
+
+
+def _cost(cost: Cost) -> tuple[str, ...]:
+    energy = "unknown" if cost.joules is None else _hours(cost.joules / 1000)
+    hours = (_hours(seconds) if seconds else "" for seconds in (cost.time.wall, cost.time.cpu))
+    return *hours, *map(_size, (cost.memory, cost.disk, cost.scratch)), energy
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.0f}" if seconds >= 3.6e5 else f"{seconds / 3600:.3g}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

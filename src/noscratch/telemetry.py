@@ -70,7 +70,7 @@ class Telemetry:
             "loss": float(f"{_mean_loss(state):.6g}"),
             "tokens": state.tokens_real,
             "pieces": state.split,
-            "memory": _memory(self._device),
+            "memory": peak_memory(self._device),
             "joules": self._meter.joules(),
         }
         # A full disk stops the next checkpoint, which says so.
@@ -123,7 +123,7 @@ def _mean_loss(state: State) -> float:
     return state.loss_total / state.loss_terms if state.loss_terms else state.curve[-1][3]
 
 
-def _memory(device: str) -> int:
+def peak_memory(device: str) -> int:
     """The most that this process has held so far, in bytes: of the GPU, or of the host."""
     if device == "cuda":
         import torch

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from noscratch.results.pages import charts
-from noscratch.results.pages.evidence import PHASES, Evidence, Group, Run, cell_of, summarize
+from noscratch.results.pages.evidence import PHASES, Evidence, Group, Measurement, Run, cell_of, summarize
 from noscratch.results.pages.markup import (
     Cell,
     Column,
@@ -15,8 +15,10 @@ from noscratch.results.pages.markup import (
     Page,
     Row,
     backbone_page,
+    claim_page,
     details,
     link,
+    note,
     smoke_note,
     table,
     tag,
@@ -26,6 +28,7 @@ from noscratch.results.pages.markup import (
 from noscratch.results.pages.numbers import at, inside, shown, words
 from noscratch.results.pages.scores import group_page, interval, mean_of
 
+PREDICTED = "cost-"
 # What provenance may say of a run's cost, and its unit.
 MEASURED = {("seconds",): "duration", ("energy_joules",): "si:J"}
 
@@ -42,7 +45,58 @@ def pages(evidence: Evidence) -> Iterator[Page]:
         _pareto(page, evidence, tier)
     page.heading("What it took")
     page.add(_totals(evidence))
+    _predictions(page, evidence)
     yield page
+
+
+def _predictions(page: Page, evidence: Evidence) -> None:
+    """What the claims of a tier would cost on a class of device: nothing that was measured."""
+    for name, counted in evidence.measurements.items():
+        if not name.startswith(PREDICTED):
+            continue
+        settings = counted.record["settings"]
+        device, tier, share = settings["device"], settings["tier"], settings["utilization"]
+        page.heading(f"What the claims of tier {tier} would cost on one {device['name'].upper()}")
+        page.add(note(tag("strong", "Predicted, not measured."), " No such device was used."))
+        sheet = ("record", counted.folder, "settings", "device")
+        page.say(
+            "The operations and bytes of each step are counted, and taken to run at ",
+            shown(inside("record", counted.folder, "settings", "utilization"), "percent", share),
+            " of the rates of the device's data sheet: ",
+            shown(inside(*sheet, "rates", "float32"), "si:FLOP/s", device["rates"]["float32"]),
+            " in float32, ",
+            shown(inside(*sheet, "bandwidth"), "si:B/s", device["bandwidth"]),
+            " of memory",
+            ". The share is an assumption: twice the share is half the time. Energy is that time at the device's full "
+            "power. Seeds are the least that settle a claim; cells that claims share count once in the sums.",
+        )
+        page.command(
+            f"noscratch estimate --tier {tier} --by-claim --device-class {device['name']} --utilization {share} "
+            "--record"
+        )
+        page.add(_by_claim(counted))
+
+
+def _by_claim(counted: Measurement) -> Html:
+    rows = []
+    for row in counted.rows:
+        paper, claim = row["paper"], row["claim"]
+        title = link(claim_page(claim), claim) if claim else words(f"all of {paper}" if paper else "all papers")
+        count = ("seeds", "cells", "not_counted")
+        costs = {"gpu_hours": "number", "memory_bytes": "bytes", "disk_bytes": "bytes", "energy_kwh": "number"}
+        cells = (
+            title if claim else tag("strong", title),
+            words(paper or "all"),
+            *(shown(counted.at(row, name), "number", row[name]) for name in count),
+            *(
+                shown(counted.at(row, name), form, row[name]) if row["cells"] else Cell("", key="")
+                for name, form in costs.items()
+            ),
+        )
+        rows.append(Row(cells, {"paper": [paper or "all"]}))
+    heads = ("Seeds", "Cells of the plan", "Cells outside it", "GPU hours", "Peak memory", "Disk", "Energy, kWh")
+    columns: list[Column | str] = ["Claim", "Paper", *(Column(name, sort="number") for name in heads)]
+    return table(columns, rows, "Predicted cost of each claim, all seeds", ["paper"])
 
 
 def _pareto(page: Page, evidence: Evidence, tier: str) -> None:
