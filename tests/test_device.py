@@ -7,6 +7,9 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -72,37 +75,55 @@ def test_hosts_and_slurm_jobs_do_not_wait_for_each_other(tmp_path: Path, monkeyp
 
 
 def _hold(folder: Path, gpus: int, seconds: float) -> None:
+    """When all are there, hold a GPU for a while; who finds a living holder on it leaves word."""
+    while not (folder / "go").exists():
+        time.sleep(0.01)
     with gpu_slot(folder / "locks", gpus):
-        mine = folder / f"gpu{os.environ['CUDA_VISIBLE_DEVICES']}-{os.getpid()}"
-        mine.touch()
+        owner = folder / f"gpu{os.environ['CUDA_VISIBLE_DEVICES']}"
+        if owner.exists() and _runs(owner.read_text()):
+            (folder / f"two-{owner.name}-{os.getpid()}").touch()
+        written = folder / f"pid{os.getpid()}"
+        written.write_text(str(os.getpid()))
+        written.rename(owner)
         time.sleep(seconds)
-        mine.unlink()
+        owner.unlink()
+
+
+def _meet(folder: Path, gpus: int, barrier: Barrier, found: Queue[int]) -> None:
+    with gpu_slot(folder / "locks", gpus) as slot:
+        barrier.wait(60)  # which it leaves only when every GPU is held
+        found.put(slot)
 
 
 def test_never_two_on_one_gpu_and_none_leaked(tmp_path: Path) -> None:
-    gpus, jobs, kills = 4, 16, 5
+    """64 jobs on 4 GPUs; 20 of them are killed while they hold one."""
+    gpus, jobs, kills = 4, 64, 20
     context = multiprocessing.get_context("fork")
-    running = [context.Process(target=_hold, args=(tmp_path, gpus, 0.3)) for _ in range(jobs)]
+    running = [context.Process(target=_hold, args=(tmp_path, gpus, 0.1)) for _ in range(jobs)]
     for process in running:
         process.start()
-    chosen = random.Random(0)
-    killed = 0
+    (tmp_path / "go").touch()
+    chosen, killed = random.Random(0), set[str]()
     while any(process.is_alive() for process in running):
-        holders = [path.name.split("-") for path in tmp_path.glob("gpu*-*")]
-        alive = [gpu for gpu, pid in holders if Path(f"/proc/{pid}").exists() and _runs(pid)]
-        assert len(alive) == len(set(alive)), f"two jobs hold one GPU: {holders}"
-        if alive and killed < kills:
-            gpu, pid = chosen.choice(holders)
-            if Path(f"/proc/{pid}").exists():
+        owners = sorted(tmp_path.glob("gpu*"))
+        with suppress(FileNotFoundError, ProcessLookupError):  # given back meanwhile
+            pid = chosen.choice(owners).read_text() if owners and len(killed) < kills else ""
+            if pid and pid not in killed:
                 os.kill(int(pid), signal.SIGKILL)
-                (tmp_path / f"{gpu}-{pid}").unlink(missing_ok=True)
-                killed += 1
-        time.sleep(0.02)
+                killed.add(pid)
+        time.sleep(0.01)
     for process in running:
         process.join()
-    assert killed == kills
-    with gpu_slot(tmp_path / "locks", gpus) as slot:
-        assert slot == 0, "the kernel frees the locks of the dead"
+    assert len(killed) == kills
+    assert not list(tmp_path.glob("two-*")), "two jobs held one GPU"
+    assert len([process for process in running if process.exitcode == 0]) >= jobs - kills
+    barrier, found = context.Barrier(gpus), context.Queue()
+    last = [context.Process(target=_meet, args=(tmp_path, gpus, barrier, found)) for _ in range(gpus)]
+    for process in last:
+        process.start()
+    assert {found.get(timeout=120) for _ in last} == set(range(gpus)), "the kernel frees the locks of the dead"
+    for process in last:
+        process.join()
 
 
 def _runs(pid: str) -> bool:
