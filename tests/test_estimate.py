@@ -236,19 +236,37 @@ def test_costs_of_claims(tmp_path: Path, plan: Plan) -> None:
     with pytest.raises(NoscratchError, match="No claim about trained models that the smoke tier settles"):
         estimate.by_claim(Given(), plan, papers, [])
     found = estimate.by_claim(Given(), mini, papers, [])
-    outside = ("text/s4d/scratch", "text/s4d/spt-masked")
-    assert [(row.paper, row.claim, row.seeds, row.spent.cells, row.spent.absent) for row in found] == [
-        ("demo", "demo-a", 3, 2, ()),
-        ("demo", "demo-b", 5, 2, outside),
-        ("demo", "", 5, 2, outside),
-        ("", "", 5, 2, outside),
-    ]
     each = [estimate.cost(Given(), mini, job(mini, *of)) for of in (("finetune",), ("pretrain", "spt-masked"))]
-    assert found[-1].spent.cost.time.cpu == pytest.approx(2 * each[0].time.cpu + each[1].time.cpu)
+    once = 2 * each[0].time.cpu + each[1].time.cpu
+    assert [(row.paper, row.claim, row.seeds, row.cells, row.left_out, row.cost.time.cpu) for row in found] == [
+        ("demo", "demo-a", 3, 2, 0, pytest.approx(3 * once)),
+        ("demo", "demo-b", 5, 2, 2, pytest.approx(5 * once)),
+        ("demo", "", 5, 2, 2, pytest.approx(5 * once)),
+        ("", "", 5, 2, 2, pytest.approx(5 * once)),
+    ]
     assert [row.claim for row in estimate.by_claim(Given(), mini, papers, ["*-a"])] == ["demo-a", "", ""]
-    unfit = estimate.by_claim(Given(replace(PRICE, pieces=2)), mini, papers, ["demo-a"])[0].spent
-    assert set(unfit.unfit) == {"listops/s4d/scratch", "listops/s4d/spt-masked"}
-    assert unfit.cost == Cost()
+    unfit = estimate.by_claim(Given(replace(PRICE, pieces=2)), mini, papers, ["demo-a"])[0]
+    assert (unfit.cells, unfit.left_out, unfit.cost) == (0, 2, Cost())
+
+
+def test_each_cell_counts_with_its_own_seeds_in_a_sum(tmp_path: Path, plan: Plan) -> None:
+    claim = (
+        "  - {{id: demo-{name}, version: 1, statement: S, where: T, source: paper, status: S1, kind: accuracy,\n"
+        "     unit: percent, cells: {{backbone: s4d, protocol: {protocol}}}, values: {{listops: 50}},\n"
+        "     test: {{rule: greater, margin: 0, why: ours}}, seeds: {seeds}, tier: mini}}\n"
+    )
+    (tmp_path / "demo.yaml").write_text(
+        "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
+        + claim.format(name="a", protocol="scratch", seeds=3)
+        + claim.format(name="b", protocol="spt-masked", seeds=5)
+    )
+    settings = yaml_reader.read(TINY).data
+    settings["tiers"]["mini"] = settings["tiers"]["smoke"]
+    settings["run"]["tier"] = "mini"
+    first, second, paper, every = estimate.by_claim(Given(), Plan(params.parse(settings)), load_claims(tmp_path), [])
+    assert paper.cost.time.wall == pytest.approx(first.cost.time.wall + second.cost.time.wall)
+    assert (paper.seeds, paper.cells) == (5, 2)
+    assert every.cost == paper.cost
 
 
 # ---------------------------------------------------------------- data
@@ -405,7 +423,8 @@ def test_the_bench_compares_every_job_of_its_cells(checkout: Path, monkeypatch: 
     """One row for each phase, with the error of what was predicted; nothing runs here."""
     done: list[str] = []
 
-    def compare(_: Store, plan: Plan, job: Job) -> dict[str, Any]:
+    def compare(_: Store, plan: Plan, job: Job, kept: Path) -> dict[str, Any]:
+        assert kept.is_dir()
         done.append(f"{plan.params.run.tier} {job.kind} {job.settings['protocol']}")
         measured = {"seconds": 2.0, "cpu_seconds": 1.0, "peak_memory": 100.0}
         return {"job": job.name} | measured | {f"predicted_{name}": 1.5 * value for name, value in measured.items()}

@@ -14,7 +14,7 @@ import torch
 
 import tiny
 from noscratch import backbones, flops, params, yaml_reader
-from noscratch.estimate import ClaimCost, Cost, SeedCost, Time, cost
+from noscratch.estimate import ClaimCost, Cost, DoesNotFit, Time, cost
 from noscratch.kernels import attention
 from noscratch.model import build_model
 from noscratch.plan import Job, Plan
@@ -154,6 +154,18 @@ def test_a_price_and_what_it_costs() -> None:
     assert price.watts == 100.0
 
 
+def test_a_batch_without_room_goes_through_in_pieces() -> None:
+    whole, weights = Traced().price(run()), 16 * _weights(run())
+    held = whole.memory - weights
+    small = Traced(replace(SLOW, memory=weights + held // 2 - 1))
+    assert small.price(run()).memory == weights + held / 4
+    assert small.price(run()).step == whole.step, "the same operations"
+    plan: Any = None  # the steps of a matched run are all that it is asked for
+    assert cost(small, plan, run()).memory == weights + held / 4
+    with pytest.raises(DoesNotFit):
+        cost(Traced(replace(SLOW, memory=weights)), plan, run())
+
+
 def _weights(job: Job) -> int:
     return sum(parameter.numel() for parameter in build_model(data().meta, job.settings, 0).parameters())
 
@@ -177,18 +189,14 @@ def test_a_plan_is_priced() -> None:
 
 def test_what_claims_would_cost_is_recorded_and_shown_as_a_prediction(tmp_path: Path) -> None:
     """Each number of the page has the address of its cell in the record; sums stand under no claim."""
-    spent = SeedCost(Cost(Time(3600.0), 2**30, 2**20, 0, 3.6e6), 4, ("text/s4/scratch",), {})
-    rows = [
-        ClaimCost("spt", "spt-gain", 3, spent),
-        ClaimCost("spt", "", 3, spent),
-        ClaimCost("", "", 3, SeedCost(Cost(), 0, (), {})),
-    ]
+    cost_of_all = Cost(Time(10_800.0), 2**30, 2**20, 0, 1.08e7)
+    rows = [ClaimCost("spt", "spt-gain", 3, 4, 1, cost_of_all), ClaimCost("", "", 3, 0, 2, Cost())]
     folder = publish(rows, "paper", "h200", 0.5, tmp_path)
     assert folder == tmp_path / "reports" / "records" / "cost-paper-h200"
     assert not (folder / "provenance.json").exists(), "nothing was measured"
     counted = _measurement(folder / "record.json", tmp_path)
-    assert [row["gpu_hours"] for row in counted.rows] == [3.0, 3.0, 0.0]
-    assert [row["energy_kwh"] for row in counted.rows] == [3.0, 3.0, 0.0]
+    assert [row["gpu_hours"] for row in counted.rows] == [3.0, 0.0]
+    assert [row["energy_kwh"] for row in counted.rows] == [3.0, 0.0]
     assert counted.record["settings"]["device"]["bandwidth"] == CLASSES["h200"].bandwidth
     page = Page("cost.html", "Cost", "")
     evidence: Any = SimpleNamespace(measurements={folder.name: counted, "bench-other": None})

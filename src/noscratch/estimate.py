@@ -261,13 +261,16 @@ def cells_of(claim: Trained) -> set[str]:
 
 @dataclass(frozen=True)
 class ClaimCost:
-    """What one seed of a claim's cells costs, and the least seeds that settle it. Without a claim: all claims of the
-    paper, whose cells count once, with the most seeds of any; without a paper: those of every paper."""
+    """What the least seeds that settle a claim cost. cells: of the plan; left_out: how many others the claim has, which
+    the plan lacks or the device has no room for. Without a claim: all claims of the paper, in which each cell counts
+    once, with the most seeds of any claim about it; without a paper: those of every paper."""
 
     paper: str
     claim: str
     seeds: int
-    spent: SeedCost
+    cells: int
+    left_out: int
+    cost: Cost
 
 
 def by_claim(prices: Prices, plan: Plan, papers: Sequence[Paper], patterns: Sequence[str]) -> list[ClaimCost]:
@@ -295,8 +298,18 @@ def by_claim(prices: Prices, plan: Plan, papers: Sequence[Paper], patterns: Sequ
 
 
 def _claim_cost(prices: Prices, plan: Plan, paper: str, name: str, claims: Sequence[Trained]) -> ClaimCost:
-    names: set[str] = set().union(*map(cells_of, claims))
-    return ClaimCost(paper, name, max(claim.seeds for claim in claims), one_seed(prices, plan, names))
+    seeds: Counter[str] = Counter()
+    for claim in claims:
+        for cell in cells_of(claim):
+            seeds[cell] = max(seeds[cell], claim.seeds)
+    # All cells for as many seeds as the least has, then those that have more, and so on.
+    total, before = Cost(), 0
+    for count in sorted(set(seeds.values())):
+        spent = one_seed(prices, plan, {cell for cell, least in seeds.items() if least >= count})
+        total, before = total + spent.cost.times(count - before), count
+    whole = one_seed(prices, plan, set(seeds))
+    cells = whole.cells - len(whole.unfit)
+    return ClaimCost(paper, name, max(seeds.values()), cells, len(seeds) - cells, total)
 
 
 def _needed(plan: Plan, job: Job) -> list[Job]:

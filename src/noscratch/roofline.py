@@ -160,6 +160,11 @@ class Rooflines:
         seconds = Clock([(shape, of_all(one.seconds[i], two.seconds[i])) for i, shape in enumerate(chosen)])
         operations = Clock([(shape, of_all(one.operations[i], two.operations[i])) for i, shape in enumerate(chosen)])
         held = max(of_all(first, second) for first, second in zip(one.held, two.held, strict=True))
+        # As the loop does where memory runs out: a batch goes through in halves, quarters, down to single sequences.
+        room = self.device.memory - 4 * width * weights
+        pieces, most = 1, max(count for shape in chosen for count, _ in shape)
+        while held / pieces > room and pieces < most:
+            pieces *= 2
         optimizer = max(OPTIMIZER / 4 * width * weights / (self.share * self.device.bandwidth), self.device.launch)
         scored = {name: FORWARD * sum(map(seconds, whole)) for name, whole in run.evaluation_shapes.items()}
 
@@ -175,7 +180,7 @@ class Rooflines:
             evaluation=elapsed(scored.pop("validation", 0.0)),
             end=elapsed(sum(scored.values())),
             flops=float(np.mean([operations(shape) for shape in run.step_shapes])),
-            memory=4 * width * weights + round(held),
+            memory=4 * width * weights + round(held / pieces),
             growth=0.0,
             pieces=1,
             device_memory=self.device.memory,
@@ -297,15 +302,14 @@ def publish(found: Sequence[ClaimCost], tier: str, name: str, share: float, root
             "paper": row.paper,
             "claim": row.claim,
             "seeds": row.seeds,
-            "cells": row.spent.cells,
-            "not_counted": len(row.spent.absent) + len(row.spent.unfit),
-            "gpu_hours": round(total.time.wall / 3600, 1),
-            "memory_bytes": total.memory,
-            "disk_bytes": total.disk,
-            "energy_kwh": round((total.joules or 0.0) / 3.6e6, 1),
+            "cells": row.cells,
+            "left_out": row.left_out,
+            "gpu_hours": round(row.cost.time.wall / 3600, 1),
+            "memory_bytes": row.cost.memory,
+            "disk_bytes": row.cost.disk,
+            "energy_kwh": round((row.cost.joules or 0.0) / 3.6e6, 1),
         }
         for row in found
-        for total in [row.spent.cost.times(row.seeds)]
     ]
     write_if_changed(folder / "costs.parquet", parquet_bytes(pa.Table.from_pylist(rows)))
     settings = {"tier": tier, "device": asdict(CLASSES[name]), "utilization": share}

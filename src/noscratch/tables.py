@@ -134,14 +134,13 @@ def costs(found: Costs) -> Table:
 
 def claim_costs(found: Sequence[ClaimCost]) -> Table:
     """One line for each claim with its least seeds, and one for each paper and for all, whose cells count once."""
-    table = Table("claim", "seeds", "cells", "not counted", box=None, pad_edge=False)
+    table = Table("claim", "seeds", "cells", "left out", box=None, pad_edge=False)
     for column in COST:
         table.add_column(column, justify="right")
     for row in found:
         name = row.claim or (f"{row.paper}: all of these" if row.paper else "all papers")
-        spent, left = row.spent, len(row.spent.absent) + len(row.spent.unfit)
-        price = _cost(spent.cost.times(row.seeds)) if spent.cost.time.wall else ()
-        table.add_row(name, str(row.seeds), str(spent.cells), str(left or ""), *price)
+        price = _cost(row.cost) if row.cells else ()
+        table.add_row(name, str(row.seeds), str(row.cells), str(row.left_out or ""), *price)
     return table
 
 

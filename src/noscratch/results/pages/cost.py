@@ -66,9 +66,9 @@ def _predictions(page: Page, evidence: Evidence) -> None:
             shown(inside(*sheet, "rates", "float32"), "si:FLOP/s", device["rates"]["float32"]),
             " in float32, ",
             shown(inside(*sheet, "bandwidth"), "si:B/s", device["bandwidth"]),
-            " of memory",
-            ". The share is an assumption: twice the share is half the time. Energy is that time at the device's full "
-            "power. Seeds are the least that settle a claim; cells that claims share count once in the sums.",
+            " of memory. The share is an assumption: twice the share is half the time. Energy is that time at the "
+            "device's full power. Seeds are the least that settle a claim. Cells that claims share count once in the "
+            "sums; those that the plan lacks are left out.",
         )
         page.command(
             f"noscratch estimate --tier {tier} --by-claim --device-class {device['name']} --utilization {share} "
@@ -82,7 +82,7 @@ def _by_claim(counted: Measurement) -> Html:
     for row in counted.rows:
         paper, claim = row["paper"], row["claim"]
         title = link(claim_page(claim), claim) if claim else words(f"all of {paper}" if paper else "all papers")
-        count = ("seeds", "cells", "not_counted")
+        count = ("seeds", "cells", "left_out")
         costs = {"gpu_hours": "number", "memory_bytes": "bytes", "disk_bytes": "bytes", "energy_kwh": "number"}
         cells = (
             title if claim else tag("strong", title),
@@ -94,7 +94,7 @@ def _by_claim(counted: Measurement) -> Html:
             ),
         )
         rows.append(Row(cells, {"paper": [paper or "all"]}))
-    heads = ("Seeds", "Cells of the plan", "Cells outside it", "GPU hours", "Peak memory", "Disk", "Energy, kWh")
+    heads = ("Seeds", "Cells", "Cells left out", "GPU hours", "Peak memory", "Disk", "Energy, kWh")
     columns: list[Column | str] = ["Claim", "Paper", *(Column(name, sort="number") for name in heads)]
     return table(columns, rows, "Predicted cost of each claim, all seeds", ["paper"])
 
