@@ -164,15 +164,17 @@ def test_power_in_brief() -> None:
 @pytest.mark.parametrize("null", NULLS)
 @pytest.mark.parametrize("sizes", [(3, 3), (3, 5), (5, 5), (10, 10)])
 def test_type_one_error(null: str, sizes: tuple[int, int]) -> None:
-    """A permutation test errs in 5 % of studies at most, whatever the distribution; 10,000 studies."""
-    assert rejected(10_000, sizes, NULLS[null], NULLS[null]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 10_000)
+    """A permutation test errs in 5 % of studies at most, whatever the distribution; 10,000 of them, or a tenth where
+    each looks at 9,999 relabellings."""
+    studies = 10_000 if sum(sizes) <= 10 else 1000
+    assert rejected(studies, sizes, NULLS[null], NULLS[null]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
 @pytest.mark.slow
 def test_power() -> None:
     """Five seeds that all learn within 1,000 steps or so, against five of which four in five never do."""
     found = rejected(10_000, (5, 5), (500.0, 0.0), (4000.0, 0.8))
-    assert found == pytest.approx(0.84, abs=0.03)
+    assert found == pytest.approx(0.97, abs=0.01)
 
 
 @pytest.mark.slow
