@@ -33,7 +33,17 @@ from noscratch.planning import COMMANDS as PLANNING
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
-from noscratch.store import Store, difference, expected, make_view, read_provenance, read_record, sync, target
+from noscratch.store import (
+    Store,
+    difference,
+    expected,
+    make_view,
+    read_provenance,
+    read_record,
+    sync,
+    target,
+    temporary_in,
+)
 from noscratch.terminal import EXIT_AGAIN, EXIT_ERROR, err, out
 
 SUBMISSION = "submission.parquet"  # a run's predictions of GLUE's hidden test sets
@@ -473,25 +483,36 @@ def publish() -> None:
 
 @app.command()
 def site() -> None:
-    """Build the site into public/, strictly: a dead link is an error.
+    """Build the site into public/, strictly: a dead link is an error. What stands there stays until it is whole.
 
     Example: noscratch site
     """
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "SOURCE_DATE_EPOCH": "0"}
+    root = Path.cwd()
+    public, made = root / "public", temporary_in(root / "data", "site")
+    made.parent.mkdir(exist_ok=True)
     # Not with MkDocs' own --quiet: it hides what --strict finds, and its exit code.
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--config-file", "site/mkdocs.yml", "--strict"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise NoscratchError(
-            f"{done.stdout}\nThe site builds without a warning; MkDocs gave the above. Mend the page that it names, "
-            "then `noscratch site`."
+    command = ("-m", "mkdocs", "build", "--config-file", "site/mkdocs.yml", "--strict", "--site-dir", str(made))
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
+        if done.returncode:
+            raise NoscratchError(
+                f"{done.stdout}\nThe site builds without a warning; MkDocs gave the above. Mend the page that it "
+                "names, or free some space if the disk is full, then `noscratch site`."
+            )
+        if public.exists():
+            public.rename(made.with_name(f"{made.name}-old"))
+        made.rename(public)
+    finally:
+        for left in (made, made.with_name(f"{made.name}-old")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @app.command()

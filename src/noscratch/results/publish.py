@@ -96,13 +96,16 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     for left in folder.parent.glob(f"{TEMPORARY}*"):  # of a run that was killed
         shutil.rmtree(left)
     fresh = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
-    fresh.chmod(0o755)
-    for name, content in sorted(files.items()):
-        path = fresh / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    if folder.exists():
-        os.replace(folder, fresh.with_name(f"{fresh.name}-old"))
-    os.replace(fresh, folder)
-    shutil.rmtree(fresh.with_name(f"{fresh.name}-old"), ignore_errors=True)
+    try:
+        fresh.chmod(0o755)
+        for name, content in sorted(files.items()):
+            path = fresh / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if folder.exists():
+            os.replace(folder, fresh.with_name(f"{fresh.name}-old"))
+        os.replace(fresh, folder)
+    finally:
+        for left in (fresh, fresh.with_name(f"{fresh.name}-old")):
+            shutil.rmtree(left, ignore_errors=True)
     return sorted(folder / name for name in files)

@@ -1,0 +1,120 @@
+"""A disk that fills up in any stage: one clear error, nothing half written, and the next run goes on to the same bytes.
+
+The checkout lies on a small file system of its own, in memory, which is filled to the last block before each command.
+Downloads, archives and checkpoints meet a full disk in test_download, test_unpack and test_train_kills.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from checkout import Checkout
+
+pytestmark = pytest.mark.xdist_group("engines")
+
+SPARE = 64 << 20
+LEFT = 4096
+"""Bytes that are free when a command starts: enough to begin a file, too few to end one."""
+
+
+@pytest.fixture(scope="module")
+def small_disk(by_dvc: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A copy of the finished checkout on a file system of its own."""
+    folder = tmp_path_factory.mktemp("disk")
+    size = sum(path.stat().st_size + 4096 for path in by_dvc.root.rglob("*") if not path.is_symlink()) + SPARE
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root and the right to mount a file system in memory")
+    try:
+        yield Checkout(Path(shutil.copytree(by_dvc.root, folder / "checkout", symlinks=True)))
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def everything(checkout: Checkout) -> dict[str, bytes]:
+    """Every file that a command of the project could leave half written."""
+    found = checkout.files("data", "reports", "site/docs", "public")
+    found["dvc.lock"] = (checkout.root / "dvc.lock").read_bytes()
+    return {name: content for name, content in found.items() if "/.locks/" not in name and "/logs/" not in name}
+
+
+def repeatable(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Without what differs from run to run."""
+    return {name: content for name, content in files.items() if not name.endswith(("provenance.json", "SHA256SUMS"))}
+
+
+def fill(checkout: Checkout) -> Path:
+    filler = checkout.root.parent / "filler"
+    status = os.statvfs(checkout.root)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - LEFT)
+    return filler
+
+
+def remove(checkout: Checkout, *names: str) -> None:
+    for name in names:
+        for path in checkout.root.glob(name):
+            if path.is_dir():
+                for each in (path, *path.rglob("*")):
+                    if not each.is_symlink() and each.is_dir():
+                        each.chmod(0o755)
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def address(checkout: Checkout, kind: str, label: str) -> str:
+    (found,) = checkout.root.glob(f"data/store/*-{kind}-{label}")
+    return found.name.partition("-")[0]
+
+
+RUN = "smoke-listops-s4d-spt-masked-seed0"
+STAGES = {
+    "prepare": ("run", "data/store/*-prepare-listops"),
+    "pretrain": ("run", f"data/store/*-pretrain-{RUN}"),
+    "finetune": ("run", f"data/store/*-finetune-{RUN}"),
+    "view": ("view raw prepared runs", "data/runs"),
+    "collect": ("collect", "reports/results.parquet", "reports/metrics.json", "reports/curves.csv"),
+    "judge": ("judge", "reports/*.parquet"),
+    "publish": ("publish", "site/docs/generated"),
+    "site": ("site", "public"),
+    "pack": (f"pack --select {RUN.split('-')[2]},scratch --out cells.tar", "data/store/*-s4d-scratch-seed0"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(small_disk: Checkout, stage: str) -> None:
+    before = everything(small_disk)
+    line, *gone = STAGES[stage]
+    arguments = line.split()
+    if line == "run":
+        kind, _, label = gone[0].partition("*-")[2].partition("-")
+        arguments = ["run", address(small_disk, kind, label)]
+    if stage == "judge":
+        gone = ["reports/cells.parquet", "reports/compute.parquet", "reports/flags.parquet", "reports/verdicts.parquet"]
+    remove(small_disk, *gone)
+    start = everything(small_disk)
+    filler = fill(small_disk)
+    try:
+        done = small_disk.noscratch(*arguments, check=False)
+    finally:
+        filler.unlink()
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1, said
+    assert "No space left on device" in said
+    assert stage == "site" or "Traceback" not in said  # there MkDocs speaks
+    after = everything(small_disk)
+    whole = {name: content for name, content in after.items() if name in start or before.get(name) == content}
+    whole |= {name: content for name, content in after.items() if name.startswith("data/checkpoints/")}  # to go on from
+    assert whole == after, f"half written: {sorted(after.keys() - whole.keys())}"
+    small_disk.noscratch(*arguments)
+    remove(small_disk, "cells.tar")
+    if stage != "pack":
+        assert repeatable(everything(small_disk)) == repeatable(before)
+
