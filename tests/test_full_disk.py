@@ -117,4 +117,3 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(small_disk: Checkou
     remove(small_disk, "cells.tar")
     if stage != "pack":
         assert repeatable(everything(small_disk)) == repeatable(before)
-
