@@ -50,6 +50,7 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 	python -m bench.estimates --out reports/records/bench-estimates
 	python -m bench.claims
 	python -m bench.impulse --out reports/records/bench-impulse --trained $(TRAINED)
+	python -m bench.scale --out reports/records/bench-scale
 
 laws: install  ## every kernel law on at least 10,000 examples; about half an hour of CPU time
 	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 tests/test_kernels_*.py
