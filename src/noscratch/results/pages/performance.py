@@ -41,6 +41,8 @@ ABOUT = {
     "bench-generation": "Sequences generated from nothing, one token after the other, with carried state; the "
     "Transformer with a cache of keys and values and without. Times: tokens per second beside the Transformer with the "
     "faster cache, and beside the one without.",
+    "bench-estimates": "What `noscratch estimate` predicted of runs that it had not seen, from a few steps of each "
+    "kind of run, and what they then took.",
 }
 FORM_OF = {
     "s": "duration",
