@@ -24,6 +24,7 @@ KINDS = {
     "mutants": "faults planted in kernels that the tests noticed",
     "flips": "bytes changed in stored files that the audit found",
     "cheats": "results made up or bent that the audit found",
+    "causes": "planted changes whose single cause the comparison of two commits named",
     "honest": "honest plans, drawn at random, over which the audit raised no alarm",
 }
 

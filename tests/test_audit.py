@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from noscratch.audit.artifacts import check as artifacts
 from noscratch.audit.case import RULES, Case, Finding
 from noscratch.audit.check import audit
 from noscratch.audit.exam import CHEATS, Cheat, sit, write
@@ -179,6 +180,20 @@ def test_a_flipped_byte_is_found_alone(
     record_property("flips", 100)
 
 
+def test_a_broken_record_hides_nothing_beside_it(copy: Path) -> None:
+    """Its folder's list of digests, itself damaged in another line, still speaks for the other files."""
+    folder = next((copy / "data/store").glob("*-finetune-*-s4d-*"))
+    sums = (folder / "SHA256SUMS").read_bytes()
+    assert b"  curves.csv" in sums
+    write(folder / "SHA256SUMS", sums.replace(b"  curves.csv", b" _curves.csv"))
+    for name in ("record.json", "provenance.json", "weights.safetensors"):
+        content = bytearray((folder / name).read_bytes())
+        content[0] ^= 0x80
+        write(folder / name, bytes(content))
+    named = {finding.path.removeprefix(f"{folder.relative_to(copy).as_posix()}/") for finding in artifacts(Case(copy))}
+    assert named >= {"SHA256SUMS", "record.json", "provenance.json", "weights.safetensors", "curves.csv"}
+
+
 def test_missing_and_strange_files_are_found(copy: Path) -> None:
     run = copy / "data/runs/smoke/listops/s4d/scratch/seed0/finetune"
     gone = [run / "curves.csv", next((copy / "data/store").glob("*finetune*seed1/provenance.json"))]
@@ -190,7 +205,7 @@ def test_missing_and_strange_files_are_found(copy: Path) -> None:
     named = said(audit(copy).findings)
     for path in (gone[0], *new):
         assert path.relative_to(copy).as_posix() in named
-    assert "provenance.json is missing" in named
+    assert f"{gone[1].relative_to(copy).as_posix()}: sums: it is missing" in named
 
 
 # ---------------------------------------------------------------- cheats

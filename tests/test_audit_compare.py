@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from noscratch.audit.compare import Change, Score, compare, grouped, page, summary
+from noscratch.audit.compare import Change, Score, compare, grouped, page, ranges, summary
 from noscratch.audit.git import GitError, commit_of, git
 from noscratch.audit.honest import commit, small
 from noscratch.cli import app
@@ -42,7 +42,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compare") / "first"
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (root / "params.yaml").write_text(json.dumps(small(ROOT), indent=1))
-    (root / "constraints.txt").write_text("torch==2.13.0\nnumpy==2.4.6\nrich==1.0\n")
+    (root / "requirements.lock").write_text("numpy==2.4.6 \\\n    --hash=sha256:00\nrich==1.0\n")
+    (root / "Makefile").write_text("install:\n\t@pip install --quiet torch==2.13.0\n")
     (root / "dvc.lock").write_text(json.dumps(LOCK))
     write_scores(root, 0.0, lambda *_: False, (0, 1, 2))
     git(root, "init", "--quiet", "--initial-branch=main")
@@ -121,13 +122,18 @@ PLANTED = {
     "task file": (code("tasks.listops"), EVERY, "code", "noscratch.tasks.listops"),
     "metric": (code("metrics"), EVERY, "code", "noscratch.metrics"),
     "summary": (code("results.collect"), EVERY, "code", "noscratch.results.collect"),
-    "torch": (text("constraints.txt", "2.13.0", "2.14.0"), EVERY, "environment", "torch 2.13.0 -> 2.14.0"),
-    "numpy": (text("constraints.txt", "2.4.6", "2.4.7"), EVERY, "environment", "numpy 2.4.6 -> 2.4.7"),
+    "torch": (text("Makefile", "2.13.0", "2.14.0"), EVERY, "environment", "torch 2.13.0 -> 2.14.0"),
+    "numpy": (text("requirements.lock", "2.4.6", "2.4.7"), EVERY, "environment", "numpy 2.4.6 -> 2.4.7"),
     "device": (nothing, EVERY, "environment", "equal addresses and pins"),
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
+# Each takes seconds, as two commits make their plans: every change tries one of each kind, `make proof` all.
+TRIED = ("learning rate", "examples", "kernel", "torch", "device")
+
+
+@pytest.mark.proves("causes")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in TRIED else pytest.mark.slow) for n in PLANTED])
 def test_a_single_cause_is_found(copy: Path, name: str) -> None:
     """Every cell that moved moved for the one planted reason, and no other cell has one of that kind."""
     edit, cells, kind, said = PLANTED[name]
@@ -208,7 +214,9 @@ def test_the_page_and_the_command(copy: Path, monkeypatch: pytest.MonkeyPatch) -
     (copy / "reports/verdicts.jsonl").write_text(json.dumps(line) + "\n")
     commit(copy, "planted")
     written = page(compare(copy, "HEAD~1", "HEAD"), [("dvc diff", "| a |\n<b>")])
-    assert "| smoke/listops/s4d/scratch | 0.3100 (n = 3) | 0.5100 (n = 3) | +0.2000 [+0.2000, +0.2000] |" in written
+    cell = "| smoke/listops/s4d/scratch | 0.3100 (n = 3) | 0.5100 (n = 3) | +0.2000 [+0.2000, +0.2000] |"
+    assert f"{cell} beyond noise | 1 |" in written
+    assert "| 1 | settings: fine-tuning, train.lr: 0.001 -> 0.5 | 2 |" in written
     assert "| demo-a | none | supported |" in written
     assert "## dvc diff\n\n```\n| a |\n<b>\n```" in written
     monkeypatch.chdir(copy)
@@ -220,6 +228,14 @@ def test_the_page_and_the_command(copy: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "2 because of settings: fine-tuning, train.lr: 0.001 -> 0.5" in done.output
     assert "verdict of demo-a: none -> supported" in done.output
     assert (copy / "page.md").read_text() == page(compare(copy, "HEAD~1", "HEAD"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [([], ""), ([4], "4"), ([1, 2, 3, 7], "1-3, 7"), ([2, 4, 5], "2, 4-5"), ([1, 3, 5], "1, 3, 5")],
+)
+def test_neighbouring_numbers_of_causes_are_joined(numbers: list[int], words: str) -> None:
+    assert ranges(numbers) == words
 
 
 def test_what_dvc_says_of_thousands_of_files_is_a_line_for_each_cell() -> None:

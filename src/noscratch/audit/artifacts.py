@@ -37,8 +37,8 @@ def check(case: Case) -> Iterator[Finding]:
     )  # all at once keeps every thread busy
     for entry in case.entries:
         yield from _artifacts(case, entry)
-        if entry.place == "store":
-            yield from _sums(case, entry)
+    for record in sorted(case.data.glob(f"store/[0-9a-f]*/{RECORD}")):  # also where the record cannot be read
+        yield from _sums(case, record.parent)
     yield from _strangers(case)
     yield from _twins(case)
     yield from _versioned(case)
@@ -65,24 +65,29 @@ def _artifacts(case: Case, entry: Entry) -> Iterator[Finding]:
             yield Finding(entry.at(name), "bytes", f"{size} bytes, recorded {listed[name]['bytes']}", AGAIN)
 
 
-def _sums(case: Case, entry: Entry) -> Iterator[Finding]:
-    sums, place = entry.folder / SUMS, entry.at(SUMS)
+def _sums(case: Case, folder: Path) -> Iterator[Finding]:
+    sums = folder / SUMS
     if not sums.is_file():
-        yield Finding(place, "sums", "it is missing: the entry is older than such lists, or was changed", AGAIN)
+        got = "it is missing: the entry is older than such lists, or was changed"
+        yield Finding(case.relative(sums), "sums", got, AGAIN)
         return
     content = sums.read_bytes()
-    lines = [LINE.fullmatch(line) for line in content.decode(errors="replace").split("\n")[:-1]]
+    lines = [LINE.fullmatch(line) for line in content.decode(errors="replace").split("\n")]
     listed = {line[2]: line[1] for line in lines if line}
-    if not all(lines) or content != "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode():
-        yield Finding(place, "sums", "a line that is not `sha256  name`, in the order of names", AGAIN)
-        return
-    present = {path.relative_to(entry.folder).as_posix(): path for path in files_below(entry.folder) if path != sums}
-    for name in sorted(listed.keys() ^ present.keys()):
-        yield Finding(place, "sums", f"{name} is {'missing' if name in listed else 'not listed'}", AGAIN)
-    for name in sorted(listed.keys() & present.keys()):
-        if (digest := case.digests.one(present[name])) != listed[name]:
-            got = f"sha256 {digest}, but {SUMS} beside it lists {listed[name]}: one of the two was changed"
-            yield Finding(entry.at(name), "sums", got, AGAIN)
+    if content != "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode():
+        got = "a line that is not `sha256  name`, in the order of names"
+        yield Finding(case.relative(sums), "sums", got, AGAIN)
+    present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path != sums}
+    digests = case.digests.of(present.values())
+    for name in sorted(listed.keys() | present.keys()):
+        place, of = case.relative(folder / name), case.relative(sums)
+        if name not in present:
+            yield Finding(place, "sums", f"it is missing; {of} lists it", AGAIN)
+        elif name not in listed:
+            yield Finding(place, "sums", f"{of} does not list it", AGAIN)
+        elif (digest := digests[present[name]]) != listed[name]:
+            got = f"sha256 {digest}, but {of} lists {listed[name]}: one of the two was changed"
+            yield Finding(place, "sums", got, AGAIN)
 
 
 def _strangers(case: Case) -> Iterator[Finding]:

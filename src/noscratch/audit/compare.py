@@ -34,6 +34,8 @@ from noscratch.results import statistics
 from noscratch.yaml_reader import read
 
 METRICS, VERDICTS = "reports/metrics.json", "reports/verdicts.jsonl"
+# Where libraries are pinned: the Makefile has torch's. Early commits have constraints.txt.
+PINNED = ("constraints.txt", "requirements.lock", "Makefile")
 # Turns scores into the summary; not part of any run's address.
 SUMMARY = "noscratch.results.collect"
 # How a job of a cell is called in a cause.
@@ -135,7 +137,7 @@ class _Commit:
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.hash = root, commit_of(root, name)
         self.scores = dict(_scores(json.loads(self.file(METRICS) or "{}")))
-        self.pins = _pins(self.file("constraints.txt") or "")
+        self.pins = {name: version for file in PINNED for name, version in _pins(self.file(file) or "").items()}
         lines = [json.loads(line) for line in (self.file(VERDICTS) or "").splitlines()]
         self.verdicts = {str(line["claim"]): str(line["verdict"]) for line in lines}  # the last one stands
         lock = self.file("dvc.lock")
@@ -313,9 +315,9 @@ def _scores(summary: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[Cell, S
         yield from _scores(inside, (*place, name))
 
 
-def _pins(constraints: str) -> dict[str, str]:
+def _pins(text: str) -> dict[str, str]:
     """Library -> version."""
-    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", constraints, re.MULTILINE))
+    return dict(re.findall(r"(?:^|\s)([A-Za-z0-9_.-]+)==(\S+)", text))
 
 
 def _yaml(root: Path, text: str) -> Any:
@@ -381,11 +383,16 @@ def words(change: Change) -> tuple[str, str, str, str]:
 
 
 def page(comparison: Comparison, said: Sequence[tuple[str, str]] = ()) -> str:
-    """The comparison as Markdown; `said` is what DVC says beside it."""
-    lines = [f"# What changed from {comparison.before[:12]} to {comparison.after[:12]}", "", summary(comparison), ""]
-    if comparison.causes:
-        lines += ["## Why", "", "| Cause | Cells that moved |", "| --- | --- |"]
-        lines += [f"| {_escaped(str(cause))} | {count} |" for cause, count in comparison.causes.most_common()]
+    """The comparison as a Markdown page of the site; `said` is what DVC says beside it. Cells name their causes by
+    number."""
+    title = f"What changed from {comparison.before[:12]} to {comparison.after[:12]}"
+    lines = ["---", f"title: {title}", "hide: [navigation, toc]", "---", "", f"# {title}", "", summary(comparison), ""]
+    every = dict.fromkeys(comparison.causes | Counter(c for change in comparison.changes for c in change.causes))
+    causes = sorted(every, key=lambda cause: -comparison.causes[cause])
+    number = {cause: k for k, cause in enumerate(causes, 1)}
+    if causes:
+        lines += ["## Why", "", "| | Cause | Cells that moved |", "| --- | --- | --- |"]
+        lines += [f"| {number[cause]} | {_escaped(str(cause))} | {comparison.causes[cause]} |" for cause in causes]
         lines.append("")
     for title, changes in (
         ("Cells that moved", comparison.moved),
@@ -395,8 +402,8 @@ def page(comparison: Comparison, said: Sequence[tuple[str, str]] = ()) -> str:
             lines += [f"## {title}", "", "| Cell | Before | After | Difference | Noise | Why |"]
             lines.append("| --- | --- | --- | --- | --- | --- |")
             for change in changes:
-                cells = ["/".join(change.cell), *words(change), "; ".join(map(str, change.causes))]
-                lines.append("| " + " | ".join(map(_escaped, cells)) + " |")
+                why = ranges(sorted(number[cause] for cause in change.causes))
+                lines.append("| " + " | ".join(map(_escaped, ["/".join(change.cell), *words(change), why])) + " |")
             lines.append("")
     if comparison.verdicts:
         lines += ["## Verdicts that changed", "", "| Claim | Was | Is |", "| --- | --- | --- |"]
@@ -405,6 +412,17 @@ def page(comparison: Comparison, said: Sequence[tuple[str, str]] = ()) -> str:
     for command, output in said:
         lines += [f"## {command}", "", "```", output.replace("```", "'''"), "```", ""]
     return "\n".join(lines)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, neighbours joined: 1-3, 7."""
+    found: list[list[int]] = []
+    for each in numbers:
+        if found and found[-1][-1] == each - 1:
+            found[-1].append(each)
+        else:
+            found.append([each])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)
 
 
 def summary(comparison: Comparison) -> str:
