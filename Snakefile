@@ -22,6 +22,7 @@ NOSCRATCH = f"{shlex.quote(sys.executable)} -m noscratch"
 # --jobs is given for a cluster, --cores for this host, neither where a graph is only drawn.
 ON_CLUSTER = workflow.resource_settings.nodes is not None
 WORKS = ON_CLUSTER or workflow.resource_settings.cores is not None
+MEMORY = 4000  # MB
 GPUS = gpu_count() if PLAN.params.run.device != "cpu" else 0
 
 if GPUS and not ON_CLUSTER and "gpu" not in workflow.global_resources:
@@ -59,8 +60,13 @@ def shown_in(*views):
 
 def stop_after(wildcards, resources):
     """On a cluster a job saves and ends some minutes before its time is over, and is called again."""
-    minutes = resources.get("runtime") if ON_CLUSTER else None
+    minutes = resources.get("runtime")
     return f"--stop-after {max(60 * minutes - 300, 30 * minutes)}" if minutes else ""
+
+
+def memory(wildcards, attempt):
+    """A cluster ends a job that takes more than it asked for; handed in again, it asks for more."""
+    return MEMORY * min(attempt, 4)
 
 
 wildcard_constraints:
@@ -102,9 +108,10 @@ for kind in KINDS:
                 and (GPUS or ON_CLUSTER and PLAN.params.run.device != "cpu")
                 else 0
             ),
-            mem_mb=lambda wildcards, attempt: 4000 * min(attempt, 4),
+            # Functions only where they matter: Snakemake calls them for each of thousands of jobs.
+            mem_mb=memory if ON_CLUSTER else MEMORY,
         params:
-            stop_after=stop_after,
+            stop_after=stop_after if ON_CLUSTER else "",
         shell:
             NOSCRATCH
             + " run {wildcards.address} {params.stop_after} > {log} 2>&1"
