@@ -118,6 +118,49 @@ def test_a_disk_that_refuses_is_one_message(
     assert "'data/.lock'. Make it writable, or free some space" in said
 
 
+LOCK = b"schema: '2.0'\nstages:\n  fetch:\n    cmd: one\n  runs:\n    cmd: two\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "code", "after"),
+    [
+        (LOCK, b"", 255, LOCK),
+        (LOCK, LOCK[:30], 255, LOCK),
+        (LOCK, LOCK[:-4], 255, LOCK),
+        (LOCK, LOCK[: LOCK.index(b"  runs")], 1, LOCK),
+        (LOCK, LOCK.replace(b"one", b"new"), 255, LOCK.replace(b"one", b"new")),  # a stage failed later on
+        (LOCK, LOCK[: LOCK.index(b"  runs")], 0, LOCK[: LOCK.index(b"  runs")]),  # the pipeline has fewer stages now
+        (None, LOCK[:30], 255, None),
+        (None, LOCK, 1, LOCK),
+        (None, None, 1, None),
+    ],
+)
+def test_a_dvc_lock_cut_short_comes_back(
+    before: bytes | None,
+    written: bytes | None,
+    code: int,
+    after: bytes | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What DVC leaves where the disk fills up while it rewrites the file in place."""
+    (tmp_path / ".dvc").mkdir()
+    lock = tmp_path / "dvc.lock"
+    if before is not None:
+        lock.write_bytes(before)
+
+    def dvc(*command: str) -> int:
+        assert command == ("dvc", "commit")
+        if written is not None:
+            lock.write_bytes(written)
+        return code
+
+    monkeypatch.setattr(cli, "_to_its_end", dvc)
+    assert cli._record(tmp_path, "commit") == code
+    assert (lock.read_bytes() if lock.exists() else None) == after
+    assert not list((tmp_path / ".dvc").rglob("*dvc.lock*")), "the copy is gone"
+
+
 def test_gc_keeps_the_results_of_other_tiers(checkout: Checkout, tmp_path: Path) -> None:
     mine = checkout.clone(tmp_path / "clone")
     address = mine.noscratch("plan", "--kind", "prepare").stdout.splitlines()[1].split()[0]

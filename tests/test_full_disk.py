@@ -84,6 +84,7 @@ STAGES = {
     "judge": ("judge", "reports/*.parquet"),
     "publish": ("publish", "site/docs/generated"),
     "site": ("site", "public"),
+    "repro": ("repro", "public"),  # stops before DVC would rewrite dvc.lock in place
     "pack": (f"pack --select {RUN.split('-')[2]},scratch --out cells.tar", "data/store/*-s4d-scratch-seed0"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from noscratch.store import (
     Store,
     difference,
     expected,
+    full_disk_explained,
     make_view,
     read_provenance,
     read_record,
@@ -543,7 +545,7 @@ def commit() -> None:
     _log_verdicts(store.root)  # the pages tell them too
     for make in (publish, site):
         make()
-    if _to_its_end("dvc", "commit", "--force", "--quiet"):
+    if _record(store.root, "commit", "--force", "--quiet"):
         raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
 
 
@@ -573,14 +575,45 @@ def repro() -> None:
         if adopted:
             out.print(f"adopted {len(adopted)} results from the views")
         availability.refresh(store, the_plan)
-        failed = _to_its_end("dvc", "repro")
+        failed = _record(store.root, "repro")
         # A verdict that is new belongs on the pages too.
-        failed = failed or (_log_verdicts(store.root) and _to_its_end("dvc", "repro"))
+        failed = failed or (_log_verdicts(store.root) and _record(store.root, "repro"))
     if failed:
         raise NoscratchError(
             "`dvc repro` stopped (see above). Mend what it names and run the same command: finished jobs are kept."
         )
     _summary(store, the_plan)
+
+
+def _record(root: Path, *arguments: str) -> int:
+    """Run a command of DVC that writes dvc.lock, and return its exit code.
+
+    DVC rewrites the file in place, so a full disk cuts it short. A copy waits in DVC's own scratch folder meanwhile,
+    and comes back when the command failed and left less than there was.
+    """
+    lock = root / "dvc.lock"
+    kept = temporary_in(root / ".dvc" / "tmp", lock.name)
+    stages = _recorded(lock)
+    try:
+        if lock.exists():
+            with full_disk_explained("The copy of dvc.lock that is kept while DVC rewrites it"):
+                kept.parent.mkdir(exist_ok=True)
+                shutil.copyfile(lock, kept)
+        failed = _to_its_end("dvc", *arguments)
+        if failed and lock.exists() and not (lock.read_bytes().endswith(b"\n") and stages <= _recorded(lock)):
+            if kept.exists():
+                kept.replace(lock)
+            else:
+                lock.unlink()
+        return failed
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+def _recorded(lock: Path) -> set[str]:
+    """The stages that a dvc.lock names."""
+    text = lock.read_text(encoding="utf-8", errors="replace") if lock.exists() else ""
+    return set(re.findall(r"^  ([a-z]+):$", text, re.MULTILINE))
 
 
 def _to_its_end(module: str, *arguments: str) -> int:
