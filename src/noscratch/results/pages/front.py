@@ -81,11 +81,12 @@ def _answer(evidence: Evidence) -> list[Html]:
 
 
 def _measured(evidence: Evidence) -> tuple[str, list[str]]:
-    """The strongest tier at which the lagging backbone has a pair on some task, and those tasks."""
+    """The strongest tier at which the lagging backbone has a pair on some task, and those tasks: where a leading one
+    has a pair too, for the others say nothing of the gap."""
     for tier in evidence.tiers:
         names = {group[1] for group in evidence.scores if group[0] == tier}
         if tasks := [task for task in sorted(names) if LAGGING in _present(evidence, tier, task)]:
-            return tier, tasks
+            return tier, [task for task in tasks if len(_present(evidence, tier, task)) > 1] or tasks
     return "", []
 
 
