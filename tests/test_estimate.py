@@ -23,6 +23,7 @@ from noscratch.errors import NoscratchError
 from noscratch.estimate import Clock, Cost, DoesNotFit, Price, Time
 from noscratch.plan import BASELINES, Job, Plan
 from noscratch.probes import Course, Probes
+from noscratch.results.claims import Paper
 from noscratch.results.claims import load as load_claims
 from noscratch.run_data import Batches, Data
 from noscratch.store import Store
@@ -216,6 +217,21 @@ def test_costs_of_cells_and_of_all(plan: Plan) -> None:
     assert (run + Cost(joules=None)).joules is None
 
 
+def demo_ledger(folder: Path, *claims: str) -> tuple[Paper, ...]:
+    """A paper with these claims, as a file has them."""
+    paper = "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
+    (folder / "demo.yaml").write_text(paper + "".join(claims))
+    return load_claims(folder)
+
+
+def tiny_plan_at_mini() -> Plan:
+    """The tiny plan as one whose results settle claims."""
+    settings = yaml_reader.read(TINY).data
+    settings["tiers"]["mini"] = settings["tiers"]["smoke"]
+    settings["run"]["tier"] = "mini"
+    return Plan(params.parse(settings))
+
+
 def test_costs_of_claims(tmp_path: Path, plan: Plan) -> None:
     """Cells of several claims count once in the sum of the paper; those outside the plan are named."""
     claim = (
@@ -223,16 +239,12 @@ def test_costs_of_claims(tmp_path: Path, plan: Plan) -> None:
         "     unit: points, cells: {{backbone: s4d, protocol: spt-masked}}, against: {{protocol: scratch}},\n"
         "     values: {{{values}}}, test: {{rule: greater, margin: 0, why: ours}}, seeds: {seeds}, tier: mini}}\n"
     )
-    (tmp_path / "demo.yaml").write_text(
-        "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
-        + claim.format(name="a", values="listops: 0", seeds=3)
-        + claim.format(name="b", values="listops: 0, text: 0", seeds=5)
+    papers = demo_ledger(
+        tmp_path,
+        claim.format(name="a", values="listops: 0", seeds=3),
+        claim.format(name="b", values="listops: 0, text: 0", seeds=5),
     )
-    settings = yaml_reader.read(TINY).data
-    settings["tiers"]["mini"] = settings["tiers"]["smoke"]
-    settings["run"]["tier"] = "mini"
-    mini = Plan(params.parse(settings))
-    papers = load_claims(tmp_path)
+    mini = tiny_plan_at_mini()
     with pytest.raises(NoscratchError, match="No claim about trained models that the smoke tier settles"):
         estimate.by_claim(Given(), plan, papers, [])
     found = estimate.by_claim(Given(), mini, papers, [])
@@ -255,15 +267,12 @@ def test_each_cell_counts_with_its_own_seeds_in_a_sum(tmp_path: Path, plan: Plan
         "     unit: percent, cells: {{backbone: s4d, protocol: {protocol}}}, values: {{listops: 50}},\n"
         "     test: {{rule: greater, margin: 0, why: ours}}, seeds: {seeds}, tier: mini}}\n"
     )
-    (tmp_path / "demo.yaml").write_text(
-        "paper: demo\ntitle: A paper\narxiv: '2310.00001'\nsources: {paper: the text}\nclaims:\n"
-        + claim.format(name="a", protocol="scratch", seeds=3)
-        + claim.format(name="b", protocol="spt-masked", seeds=5)
+    papers = demo_ledger(
+        tmp_path,
+        claim.format(name="a", protocol="scratch", seeds=3),
+        claim.format(name="b", protocol="spt-masked", seeds=5),
     )
-    settings = yaml_reader.read(TINY).data
-    settings["tiers"]["mini"] = settings["tiers"]["smoke"]
-    settings["run"]["tier"] = "mini"
-    first, second, paper, every = estimate.by_claim(Given(), Plan(params.parse(settings)), load_claims(tmp_path), [])
+    first, second, paper, every = estimate.by_claim(Given(), tiny_plan_at_mini(), papers, [])
     assert paper.cost.time.wall == pytest.approx(first.cost.time.wall + second.cost.time.wall)
     assert (paper.seeds, paper.cells) == (5, 2)
     assert every.cost == paper.cost
