@@ -149,8 +149,7 @@ def select(plan: Plan, patterns: Sequence[str]) -> dict[Cell, list[Job]]:
         cell = job.cell
         if cell is None or cell.backbone in BASELINES:
             continue
-        name = f"{cell.task}/{cell.backbone}/{cell.protocol}"
-        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns):
+        if not patterns or any(fnmatchcase(_name(cell), pattern) for pattern in patterns):
             chosen[cell] = [plan[job.needs["pretrained"]]] if "pretrained" in job.needs else []
             chosen[cell].append(job)
     if not chosen:

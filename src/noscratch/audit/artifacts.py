@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from noscratch.audit.case import RECORDS, Case, Entry, Finding, extras, files_below
+from noscratch.audit.case import Case, Entry, Finding, extras, files_below
 from noscratch.audit.git import GitError, git
 from noscratch.plan import VIEWS
-from noscratch.results.published import KEPT
+from noscratch.results.published import KEPT, RECORDS
 from noscratch.store import RECORD, SUMS
 from noscratch.yaml_reader import read
 

@@ -20,9 +20,9 @@ from noscratch.audit.digests import Digests
 from noscratch.audit.planned import Plans, plans
 from noscratch.errors import NoscratchError
 from noscratch.plan import VIEWS
+from noscratch.results.published import RECORDS
 from noscratch.store import PROVENANCE, RECORD, SUMS, as_json
 
-RECORDS = Path("reports/records")
 PREDICTIONS, CURVES = "predictions.parquet", "curves.csv"
 # What goes wrong when damaged or doctored files are read; each becomes a finding.
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, pa.ArrowException, NoscratchError)

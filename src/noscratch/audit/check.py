@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noscratch.audit import artifacts, history, numbers, records, reports, splits
-from noscratch.audit.case import RECORDS, UNREADABLE, Case, Finding
+from noscratch.audit.case import UNREADABLE, Case, Finding
 from noscratch.params import load
 from noscratch.plan import VIEWS
+from noscratch.results.published import RECORDS
 
 Check = Callable[[Case], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (

@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from noscratch.audit.case import CURVES, PREDICTIONS, RECORDS, Finding, files_below
+from noscratch.audit.case import CURVES, PREDICTIONS, Finding, files_below
 from noscratch.audit.check import audit
 from noscratch.audit.honest import choose, commit, honest, record, run, show
 from noscratch.plan import canonical_json, read_plan
 from noscratch.record import blocked_record
 from noscratch.results import collect, parquet_bytes, publish
+from noscratch.results.published import RECORDS
 from noscratch.store import PROVENANCE, RECORD, SUMS, as_json, sha256_of
 
 CELL = "smoke/listops/s4d"  # whose runs are doctored, below data/runs

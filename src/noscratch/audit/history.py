@@ -17,11 +17,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from noscratch.audit.case import RECORDS, UNREADABLE, Case, Entry, Finding
+from noscratch.audit.case import UNREADABLE, Case, Entry, Finding
 from noscratch.audit.git import GitError, git
 from noscratch.audit.planned import Plans, plans_at
 from noscratch.plan import canonical_json
 from noscratch.results.history import NONE
+from noscratch.results.published import RECORDS
 from noscratch.store import PROVENANCE, RECORD
 
 VERDICTS = "reports/verdicts.jsonl"

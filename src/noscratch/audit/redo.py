@@ -19,9 +19,9 @@ from urllib.parse import unquote
 
 import pyarrow.parquet as pq
 
-from noscratch.audit.case import RECORDS
 from noscratch.errors import NoscratchError
 from noscratch.plan import Job, Plan, plans_of_all_tiers
+from noscratch.results.published import RECORDS
 from noscratch.stages import run_job
 from noscratch.store import RECORD, SUMS, Store, link_or_copy, read_provenance, read_record, sha256_of, verify
 

@@ -22,13 +22,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import stats
 
-from noscratch.audit.case import CURVES, PREDICTIONS, RECORDS, UNREADABLE, Case, Entry
+from noscratch.audit.case import CURVES, PREDICTIONS, UNREADABLE, Case, Entry
 from noscratch.audit.estimates import Scores, Value, candidates, close, mean, over, repeated
 from noscratch.audit.records import TOLERANCE, read_curve, recomputed
 from noscratch.results import cells, claims, compute
 from noscratch.results.collect import CELL, COUNTS
 from noscratch.results.observations import FILE as OBSERVATIONS
 from noscratch.results.publish import GENERATED
+from noscratch.results.published import RECORDS
 from noscratch.store import PROVENANCE, RECORD
 
 ESTIMATE = ("estimate", "interval_low", "interval_high", "n")
