@@ -13,7 +13,18 @@ import pytest
 
 from noscratch import backbones, code, params, yaml_reader
 from noscratch.errors import NoscratchError
-from noscratch.plan import BASELINES, PRETRAINING, SEEDED_BASELINES, Job, Plan, baseline_cells, cells, read_plan
+from noscratch.plan import (
+    BASELINES,
+    PRETRAINING,
+    SEEDED_BASELINES,
+    Job,
+    Plan,
+    baseline_cells,
+    cells,
+    grid,
+    plans_of_all_tiers,
+    read_plan,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,6 +181,12 @@ def test_a_variant_shares_its_file(settings: dict[str, Any], package: Path) -> N
     variant = after["finetune smoke-listops-s4d-inv-spt-masked-seed0"]
     assert "noscratch.backbones.s4d" in variant.modules
     assert variant.address != after["finetune smoke-listops-s4d-spt-masked-seed0"].address
+
+
+def test_the_grid_of_all_tiers_is_that_of_their_plans(settings: dict[str, Any], package: Path) -> None:
+    loaded = params.parse(settings)
+    runs = [job.cell for plan in plans_of_all_tiers(loaded) for job in plan.of("finetune") if job.cell]
+    assert grid(loaded) == {(cell.task, cell.backbone, cell.protocol) for cell in runs} != set()
 
 
 def test_tiers_share_raw_data_and_nothing_else(settings: dict[str, Any], package: Path) -> None:

@@ -29,7 +29,7 @@ from noscratch.audit.commands import COMMANDS
 from noscratch.device import rank, together
 from noscratch.errors import NoscratchError
 from noscratch.locks import descendants, only_run
-from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, plans_of_all_tiers, read_plan
+from noscratch.plan import BASELINES, KINDS, VIEWS, Plan, grid, plans_of_all_tiers, read_plan
 from noscratch.planning import COMMANDS as PLANNING
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
@@ -447,8 +447,7 @@ def judge() -> None:
     from noscratch.results.judged import judge_all
 
     store, the_plan = _checkout()
-    jobs = [job.cell for each in plans_of_all_tiers(the_plan.params) for job in each.of("finetune") if job.cell]
-    judge_all(store.root, {(cell.task, cell.backbone, cell.protocol) for cell in jobs})
+    judge_all(store.root, grid(the_plan.params))
 
 
 @app.command()

@@ -336,6 +336,12 @@ def at_tier(params: Params, tier: str) -> Params:
     return params.model_copy(update={"run": params.run.model_copy(update={"tier": tier})})
 
 
+def grid(params: Params) -> set[tuple[str, str, str]]:
+    """(task, backbone, protocol) of every cell of any tier, baselines included; without the addresses of a plan."""
+    tiers = (at_tier(params, tier) for tier in params.tiers)
+    return {(c.task, c.backbone, c.protocol) for tier in tiers for c in (*cells(tier), *baseline_cells(tier))}
+
+
 def plans_of_all_tiers(params: Params) -> list[Plan]:
     """What each tier would plan: results of one tier are kept while another is at work."""
     return [Plan(at_tier(params, tier)) for tier in params.tiers]

@@ -18,7 +18,7 @@ from typing import Any
 
 from noscratch import availability
 from noscratch.audit.git import commit_of, git
-from noscratch.plan import VIEWS, plans_of_all_tiers, read_plan
+from noscratch.plan import VIEWS, grid, plans_of_all_tiers, read_plan
 from noscratch.record import Stopwatch, write_bench
 from noscratch.results import claims, collect, history, publish
 from noscratch.results.judged import judge_all
@@ -192,8 +192,7 @@ def report(root: Path) -> None:
     planned = {address for each in plans for address in each.jobs}
     runs = [store.data / "runs" / job.view for job in plan.of("pretrain", "finetune")]
     collect.collect(runs, root / "reports", planned)
-    cells = [job.cell for each in plans for job in each.of("finetune") if job.cell]
-    judge_all(root, {(cell.task, cell.backbone, cell.protocol) for cell in cells})
+    judge_all(root, grid(plan.params))
     history.append(root / "reports", claims.load(root / "claims"), commit_of(root))
     publish.publish(root)
 
