@@ -127,6 +127,9 @@ def test_jobs_and_daemons_may_die(cluster: slurm.Cluster, tmp_path: Path) -> Non
     cluster.node("resume")
     said = finish(process)
     assert "Trying to restart" in said
+    # Handed in again, a job asks for more memory.
+    memory = re.findall(r"ReqTRES=\S*mem=(\d+)M", cluster.show("scontrol", "show", "jobs"))
+    assert set(memory) >= {"4000", "8000"}, memory
     assert remote.files(*VIEWS) == local.files(*VIEWS)
 
 
