@@ -61,7 +61,7 @@ BASELINES = ("majority", "bag", "cnn")
 CHANCE = "majority"
 FROM = "scratch"
 
-Curve = Sequence[tuple[int, str, str, float]]  # (step, split, metric, value)
+Curves = Mapping[tuple[str, str], Sequence[tuple[int, float]]]  # (run, metric) -> its (step, value) on validation
 
 
 @dataclass
@@ -95,8 +95,8 @@ class Group:
         return f"{self.tier}/{self.task}/{self.backbone}/{self.protocol}/seed{seed}/finetune"
 
 
-def groups(rows: Iterable[Row], curves: Mapping[str, Curve]) -> list[Group]:
-    """The groups of the rows of results.parquet, by key; onsets are read from the curves, run -> its curve."""
+def groups(rows: Iterable[Row], curves: Curves) -> list[Group]:
+    """The groups of the rows of results.parquet, by key; onsets are read from the curves."""
     found: dict[tuple[str, ...], Group] = {}
     chance: dict[tuple[str, str], float] = {}
     for row in rows:
@@ -133,27 +133,24 @@ def table(found: Iterable[Group]) -> pa.Table:
     return pa.Table.from_pylist([_row(group, against_scratch.get(group.key)) for group in found], schema=SCHEMA)
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """The curves of curves.csv by run."""
+def read_curves(path: Path) -> Curves:
+    """The curves of curves.csv on validation."""
     if not path.is_file():
         raise RecordError(f"{path}: there are no curves yet. Run `noscratch collect` first.")
-    found: dict[str, list[tuple[int, str, str, float]]] = defaultdict(list)
+    found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         if next(lines, None) != ["run", *CURVES]:
             raise RecordError(f"{path}: its columns are not those of this version. Run `noscratch collect` again.")
         for run, step, split, metric, value in lines:
-            found[run].append((int(step), split, metric, float(value)))
+            if split == "validation":
+                found[run, metric].append((int(step), float(value)))
     return dict(found)
 
 
-def _read_onsets(group: Group, threshold: float, curves: Mapping[str, Curve]) -> None:
+def _read_onsets(group: Group, threshold: float, curves: Curves) -> None:
     for seed in group.scores:
-        curve = [
-            (step, value)
-            for step, split, metric, value in curves.get(group.run(seed), ())
-            if (split, metric) == ("validation", group.metric)
-        ]
+        curve = curves.get((group.run(seed), group.metric), ())
         onset = survival.onset(curve, threshold)
         group.budget = max(group.budget or 0, curve[-1][0])
         # The class that prevails in training need not prevail in validation: the luckiest constant may be above it.

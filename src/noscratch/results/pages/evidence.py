@@ -97,17 +97,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """A cell's records by phase, their sha256, and the curves: (step, split, metric, value) in file order.
+    """A cell's records by phase and their sha256; its folder is relative to `root`.
 
     A published run has its provenance too; that of the others differs each time and enters no page.
     """
 
     cell: Cell
+    root: Path
     folder: str
     records: Mapping[str, Mapping[str, Any]]
     digests: Mapping[str, str]
-    curves: Mapping[str, Curve]
     provenance: Mapping[str, Mapping[str, Any]]
+
+    def curve(self, phase: str) -> Curve:
+        """(step, split, metric, value) in file order, read anew: the curves of thousands of runs fill a gigabyte."""
+        if self.records[phase]["state"] != "done":
+            return []
+        with (self.root / self.folder / phase / "curves.csv").open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return [(int(row["step"]), row["split"], row["metric"], float(row["value"])) for row in rows]
 
     @property
     def state(self) -> str:
@@ -167,7 +175,7 @@ class Evidence:
         return runs | {run.cell: run for run in published if run.cell not in finished}
 
     def _run(self, folder: Path) -> Run:
-        records, digests, curves, provenance = {}, {}, {}, {}
+        records, digests, provenance = {}, {}, {}
         published = folder.is_relative_to(self.root / "reports")
         for phase in PHASES:
             path = folder / phase / "record.json"
@@ -175,15 +183,14 @@ class Evidence:
                 content = path.read_bytes()
                 records[phase] = json.loads(content)
                 digests[phase] = sha256(content).hexdigest()
-                curves[phase] = _curve(folder / phase / "curves.csv") if records[phase]["state"] == "done" else []
                 if published:
                     provenance[phase] = json.loads((folder / phase / PROVENANCE).read_bytes())
         return Run(
             Cell(**next(iter(records.values()))["cell"]),
+            self.root,
             folder.relative_to(self.root).as_posix(),
             records,
             digests,
-            curves,
             provenance,
         )
 
@@ -362,8 +369,3 @@ def _measurement(path: Path, root: Path) -> Measurement:
     # What was counted is the same on every machine and has none.
     provenance = json.loads((folder / PROVENANCE).read_bytes()) if (folder / PROVENANCE).is_file() else {}
     return Measurement(folder.relative_to(root).as_posix(), record, provenance, files)
-
-
-def _curve(path: Path) -> Curve:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]), row["split"], row["metric"], float(row["value"])) for row in csv.DictReader(file)]

@@ -153,7 +153,7 @@ def _curves(group: Group, phase: str, runs: Sequence[Run]) -> list[Html]:
     """The loss, then every other metric: one line a seed, one style a split, and a table under them."""
     points: dict[str, dict[str, dict[int, list[tuple[float, float]]]]] = {}
     for run in runs:
-        for step, split, metric, value in run.curves[phase]:
+        for step, split, metric, value in run.curve(phase):
             points.setdefault(metric, {}).setdefault(split, {}).setdefault(run.cell.seed, []).append((step, value))
     metrics = sorted(points, key=lambda metric: (metric != "loss", metric))
     if not metrics:
