@@ -46,6 +46,8 @@ def write_run(
             "kernels": {"attention": "fast"},
         }
         curve = [f"{step},train,loss,{draw.uniform()!r}" for step in (0, 10, 20)]
+        if phase == "finetune":
+            curve += [f"{step},validation,{metrics[0]},{draw.uniform()!r}" for step in (0, 10, 20)]
         (folder / "curves.csv").write_text("\n".join(["step,split,metric,value", *curve]) + "\n")
         if phase == "finetune":
             target = np.arange(EXAMPLES, dtype=np.float64) % 2

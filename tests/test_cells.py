@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,8 @@ from noscratch.params import Expected
 from noscratch.plan import BASELINES
 from noscratch.results import cells, flags, parquet_bytes, statistics
 from noscratch.results.claims import load
+from noscratch.results.collect import CURVES_SCHEMA, RecordError
 from noscratch.results.collect import SCHEMA as RESULTS
-from noscratch.results.collect import RecordError
 
 LEDGER = """\
 paper: demo
@@ -83,8 +82,8 @@ def report(folder: Path, runs: Runs, expected: flags.Expectations | None = None)
             name = "{tier}/{task}/{backbone}/{protocol}/seed{seed}/finetune".format(**each["cell"])
             lines += [(name, s, "validation", "accuracy", v) for s, v in zip(STEPS, each["curve"], strict=False)]
     (folder / "results.parquet").write_bytes(parquet_bytes(pa.Table.from_pylist(rows, schema=RESULTS)))
-    with (folder / "curves.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("run", "step", "split", "metric", "value"), *lines])
+    columns = dict(zip(CURVES_SCHEMA.names, zip(*lines, strict=True) if lines else [[]] * 5, strict=True))
+    (folder / "curves.parquet").write_bytes(parquet_bytes(pa.table(columns, schema=CURVES_SCHEMA)))
     (folder / "demo.yaml").write_text(LEDGER)
     flags.report(folder, folder, expected or {})
     return tuple(pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("cells", "flags"))  # type: ignore[return-value]
@@ -260,9 +259,9 @@ def test_names_of_baselines() -> None:
 
 def test_missing_curves(tmp_path: Path) -> None:
     report(tmp_path, [run(0)])
-    (tmp_path / "curves.csv").write_text("run,step\n")
+    (tmp_path / "curves.parquet").write_bytes(parquet_bytes(pa.table({"run": ["a"]})))
     with pytest.raises(RecordError, match="its columns are not those"):
         flags.report(tmp_path, tmp_path, {})
-    (tmp_path / "curves.csv").unlink()
+    (tmp_path / "curves.parquet").unlink()
     with pytest.raises(RecordError, match="Run `noscratch collect` first"):
         flags.report(tmp_path, tmp_path, {})

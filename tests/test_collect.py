@@ -59,15 +59,19 @@ def test_summary_and_curves(tmp_path: Path) -> None:
     assert scratch["accuracy"] == pytest.approx(0.65)
     assert scratch["n"] == 2
     assert "sst2" not in metrics["smoke"]
-    lines = (tmp_path / "curves.csv").read_text().splitlines()
-    assert lines[0] == "run,step,split,metric,value"
-    assert len(lines) == 1 + 5 * 3
-    assert lines[1].startswith("smoke/cola/s4d/spt-masked/seed0/finetune,0,train,loss,")
+    curves = pq.read_table(tmp_path / "curves.parquet").to_pylist()
+    assert list(curves[0]) == ["run", "step", "split", "metric", "value"]
+    assert len(curves) == 3 * len({row["run"] for row in curves}) + 3 * 4  # four of five fine-tune, and were validated
+    first = {"run": "smoke/cola/s4d/spt-masked/seed0/finetune", "step": 0, "split": "train", "metric": "loss"}
+    assert curves[0].items() >= first.items()
+    lines = [f"{row['run']},{row['step']},{row['value']!r}" for row in curves if row["split"] == "validation"]
+    assert lines
+    assert (tmp_path / "curves.csv").read_text().splitlines() == ["run,step,value", *lines]
 
 
 def test_same_runs_same_bytes(tmp_path: Path) -> None:
     runs = grid(tmp_path / "runs")
-    names = ("results.parquet", "metrics.json", "curves.csv")
+    names = ("results.parquet", "metrics.json", "curves.parquet", "curves.csv")
     collect(runs, tmp_path / "a")
     collect(list(reversed(runs)), tmp_path / "b")
     assert [(tmp_path / "a" / n).read_bytes() for n in names] == [(tmp_path / "b" / n).read_bytes() for n in names]

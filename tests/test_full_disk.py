@@ -82,7 +82,7 @@ STAGES = {
     "pretrain": ("run", f"data/store/*-pretrain-{RUN}"),
     "finetune": ("run", f"data/store/*-finetune-{RUN}"),
     "view": ("view raw prepared runs", "data/runs"),
-    "collect": ("collect", "reports/results.parquet", "reports/metrics.json", "reports/curves.csv"),
+    "collect": ("collect", "reports/results.parquet", "reports/metrics.json", "reports/curves.*"),
     "judge": ("judge", "reports/*.parquet"),
     "publish": ("publish", "site/docs/generated"),
     "site": ("site", "public"),

@@ -340,8 +340,8 @@ def view(names: Annotated[list[str], typer.Argument(help="raw, prepared, runs")]
 
 @app.command()
 def collect() -> None:
-    """Gather the records of the plan's runs, and the published ones, into reports/results.parquet, metrics.json and
-    curves.csv.
+    """Gather the records of the plan's runs, and the published ones, into reports/results.parquet, metrics.json,
+    curves.parquet and curves.csv.
 
     Example: noscratch collect
     """

@@ -2,7 +2,8 @@
 
 results.parquet    one row = cell x phase x split x metric         collect.SCHEMA
 metrics.json       the primary test metric of every cell           collect.collect
-curves.csv         every run's curves                              collect.collect
+curves.parquet     every point of every run's curves               collect.CURVES_SCHEMA
+curves.csv         validation scores against steps                 collect.PLOTTED
 cells.parquet      one row = cell without its seed                 cells.SCHEMA
 flags.parquet      one row = run x flag                            flags.SCHEMA
 verdicts.parquet   one row = claim x quantity x tier, + headlines  judge.SCHEMA

@@ -29,7 +29,6 @@ Baselines have no steps and so no onset.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +36,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from noscratch.results import statistics, survival
-from noscratch.results.collect import CURVES, RecordError, Row
+from noscratch.results.collect import CURVES_SCHEMA, RecordError, Row
 from noscratch.results.survival import Onset
 
 KEY = ("tier", "task", "backbone", "protocol", "code", "setting")
@@ -134,17 +134,16 @@ def table(found: Iterable[Group]) -> pa.Table:
 
 
 def read_curves(path: Path) -> Curves:
-    """The curves of curves.csv on validation."""
+    """The curves of curves.parquet on validation."""
     if not path.is_file():
         raise RecordError(f"{path}: there are no curves yet. Run `noscratch collect` first.")
+    if not pq.read_schema(path).equals(CURVES_SCHEMA):
+        raise RecordError(f"{path}: its columns are not those of this version. Run `noscratch collect` again.")
+    table = pq.read_table(path, filters=[("split", "=", "validation")])
     found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        if next(lines, None) != ["run", *CURVES]:
-            raise RecordError(f"{path}: its columns are not those of this version. Run `noscratch collect` again.")
-        for run, step, split, metric, value in lines:
-            if split == "validation":
-                found[run, metric].append((int(step), float(value)))
+    columns = (table[name].to_pylist() for name in ("run", "metric", "step", "value"))
+    for run, metric, step, value in zip(*columns, strict=True):
+        found[run, metric].append((step, value))
     return dict(found)
 
 

@@ -26,6 +26,10 @@ names it and "" otherwise, value null. Its columns:
     setting                                  12 hex digits for the run's settings, seed apart, and code: runs of one
                                              cell that differ in it are not repetitions of each other
 
+`reports/curves.parquet` has every point of the curves of all finished runs: run ("tier/task/backbone/protocol/seed<k>/
+phase"), step, split, metric, value. `reports/curves.csv`, which git keeps and `dvc plots` draws, has of the fine-tuned
+ones the primary metric on validation: run, step, value.
+
 Nothing is taken on trust: predictions and curves must have the digests that the record states, every metric but the
 loss is computed again from the predictions, and two seeds of a cell may not be one run under two names.
 """
@@ -47,6 +51,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
@@ -89,6 +94,16 @@ SCHEMA = pa.schema(
 PUBLISHED = Path("records", "runs")
 COUNTS = ("parameters", "steps", "tokens_real", "tokens_computed", "flops")
 CURVES = ("step", "split", "metric", "value")
+CURVES_SCHEMA = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+PLOTTED = ("run", "step", "value")
 TOLERANCE = 1e-9  # between a stored metric and the one computed again: both are float64 of the same predictions
 
 Row = dict[str, Any]
@@ -137,15 +152,15 @@ class Run:
 
 
 def collect(runs: Sequence[Path], reports: Path, planned: Collection[str] = ()) -> None:
-    """Write results.parquet, metrics.json and curves.csv into `reports`; see `tables`."""
+    """Write results.parquet, metrics.json, curves.parquet and curves.csv into `reports`; see `tables`."""
     # Only when all are made: a refused record leaves the reports as they were.
     for name, report in tables(runs, reports / PUBLISHED, planned).items():
         write_if_changed(reports / name, report)
 
 
 def tables(runs: Sequence[Path], published: Path, planned: Collection[str] = ()) -> dict[str, bytes]:
-    """results.parquet, metrics.json and curves.csv from the record of every folder in `runs`, the view of the present
-    plan, and the records below `published`.
+    """Every report of this module from the record of each folder in `runs`, the view of the present plan, and the
+    records below `published`.
 
     `planned` holds the addresses that some tier of params.yaml names.
 
@@ -162,10 +177,12 @@ def tables(runs: Sequence[Path], published: Path, planned: Collection[str] = ())
     _check_distinct(read)
     rows = [row for run in read for row in _rows(run)]
     rows.sort(key=lambda row: tuple(row[name] for name in KEY))
+    curves = _curves(read)
     return {
         "results.parquet": parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)),
         "metrics.json": (json.dumps(_summary(rows), indent=2, sort_keys=True) + "\n").encode(),
-        "curves.csv": _curves(read).encode(),
+        "curves.parquet": parquet_bytes(curves),
+        "curves.csv": _plotted(read, curves),
     }
 
 
@@ -342,16 +359,36 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     return summary
 
 
-def _curves(runs: Sequence[Run]) -> str:
-    """The curves of all finished runs under one header: run, step, split, metric, value (text as the run wrote it)."""
+def _curves(runs: Sequence[Run]) -> pa.Table:
+    """The curves of all finished runs, in the order of `runs`."""
+    tables = [CURVES_SCHEMA.empty_table()]
+    for run in runs:
+        if run.done:
+            curve = _curve(run)
+            tables.append(curve.add_column(0, "run", [pa.repeat(run.name, len(curve))]).cast(CURVES_SCHEMA))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _curve(run: Run) -> pa.Table:
+    types = {name: CURVES_SCHEMA.field(name).type for name in CURVES}
+    try:
+        options = pa_csv.ConvertOptions(column_types=types, include_columns=CURVES, null_values=[])
+        return pa_csv.read_csv(io.BytesIO(run.file("curves.csv")), convert_options=options)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise RecordError(
+            f"{run.folder}: curves.csv must have the columns {', '.join(CURVES)}; it cannot be read so ({error})."
+        ) from error
+
+
+def _plotted(runs: Sequence[Run], curves: pa.Table) -> bytes:
+    """curves.csv."""
+    primary = [(run.name, run.record["result"]["primary"]) for run in runs if run.done and run.phase == "finetune"]
+    names, metrics = zip(*primary, strict=True) if primary else ((), ())
+    of = pc.index_in(curves["run"], value_set=pa.array(names, pa.string()))
+    wanted = pc.equal(curves["metric"], pc.take(pa.array(metrics, pa.string()), of))
+    shown = curves.filter(pc.and_(pc.fill_null(wanted, False), pc.equal(curves["split"], "validation")))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("run", *CURVES))
-    for run in runs:
-        if not run.done:
-            continue
-        lines = list(csv.reader(io.StringIO(run.file("curves.csv").decode())))
-        if not lines or tuple(lines[0]) != CURVES:
-            raise RecordError(f"{run.folder}: curves.csv must have the columns {', '.join(CURVES)}.")
-        writer.writerows([run.name, *line] for line in lines[1:])
-    return out.getvalue()
+    writer.writerow(PLOTTED)
+    writer.writerows(zip(*(shown[name].to_pylist() for name in PLOTTED), strict=True))
+    return out.getvalue().encode()

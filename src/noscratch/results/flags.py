@@ -77,10 +77,10 @@ Expectations = Mapping[tuple[str, str, str], Expected]
 
 
 def report(reports: Path, claims: Path, expected: Expectations) -> None:
-    """Write cells.parquet and flags.parquet into `reports` from its results.parquet, curves.csv and published records,
-    the ledger, and what is expected of a (tier, task, backbone) from scratch."""
+    """Write cells.parquet and flags.parquet into `reports` from its results.parquet, curves.parquet and published
+    records, the ledger, and what is expected of a (tier, task, backbone) from scratch."""
     rows, papers = read_results(reports / "results.parquet"), load(claims)
-    groups = cells.groups(rows, cells.read_curves(reports / "curves.csv"))
+    groups = cells.groups(rows, cells.read_curves(reports / "curves.parquet"))
     write_if_changed(reports / "cells.parquet", parquet_bytes(cells.table(groups)))
     write_if_changed(
         reports / "flags.parquet", parquet_bytes(table(rows, groups, papers, expected, reports / "records" / "runs"))

@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from noscratch.results import cells, collect, compute, flags, judge, parquet_bytes
+from noscratch.results import cells, collect, compute, flags, judge
 from noscratch.results.pages.evidence import HISTORY, Evidence, PublishError
 from noscratch.results.pages.markup import Cell, Page, code, command, link, listing, slug, table
 from noscratch.results.pages.numbers import at, shown, words
@@ -31,7 +30,7 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
         rows = pq.read_table(io.BytesIO(content))
         yield f"downloads/{name}.csv", _csv(rows)
         yield f"downloads/{name}.json", _json(rows)
-    yield "downloads/curves.parquet", parquet_bytes(pa_csv.read_csv(reports / "curves.csv"))
+    yield "downloads/curves.parquet", (reports / "curves.parquet").read_bytes()
     if (history := evidence.root / HISTORY).exists():
         yield "downloads/history.jsonl", history.read_bytes()
     yield "downloads/metrics.json", (reports / "metrics.json").read_bytes()
