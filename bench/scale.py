@@ -229,7 +229,7 @@ def size(root: Path, count: int, rounds: int) -> Iterator[dict[str, Any]]:
     available(store, plan)
     yield from (about | row for row in measure(root, "nothing done", rounds))
     fill(store, plan)
-    availability.refresh(store, plan)  # each source is in the store now; and DVC hashes the file as the engines write it
+    availability.refresh(store, plan)  # as the engines do, which write the file in their own form
     yield from (about | row for row in record(root, "first"))
     yield from (about | row for row in measure(root, "all done", rounds))
     name, changes = CHANGED

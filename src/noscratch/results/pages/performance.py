@@ -41,8 +41,8 @@ ABOUT = {
     "bench-generation": "Sequences generated from nothing, one token after the other, with carried state; the "
     "Transformer with a cache of keys and values and without. Times: tokens per second beside the Transformer with the "
     "faster cache, and beside the one without.",
-    "bench-scale": "What the engines take for plans of so many cells with made-up results: seconds elapsed on a machine "
-    "that did other work too, seconds of one processor (cpu), and the largest memory of one process in MiB.",
+    "bench-scale": "What the engines take for plans of so many cells with made-up results: seconds elapsed on a "
+    "machine that did other work too, seconds of one processor (cpu), and the largest memory of one process in MiB.",
     "bench-estimates": "What `noscratch estimate` predicted of runs that it had not seen, from a few steps of each "
     "kind of run, and what they then took.",
 }
