@@ -89,8 +89,9 @@ class Cluster:
         self._run("slurmctld", "-f", str(self.folder / "slurm.conf"))
 
     def stop_controller(self) -> None:
-        """End slurmctld in the middle of whatever it does."""
-        self._kill("slurmctld", signal.SIGKILL)
+        """End slurmctld, which saves its state first: after SIGKILL it would start jobs of the last seconds again, and
+        drain the node because they run there already."""
+        self._kill("slurmctld", signal.SIGTERM)
 
     def stop(self) -> None:
         """End all jobs and daemons."""

@@ -98,7 +98,7 @@ def test_a_cluster_that_is_not_there_is_named(absent: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_jobs_and_daemons_may_die(cluster: slurm.Cluster, tmp_path: Path) -> None:
-    """A job cancelled, one asked to stop (exit code 75), the controller killed, the node drained: all in one run."""
+    """A job cancelled, one asked to stop (exit code 75), the controller restarted, the node drained: all in one run."""
     local, remote = make_checkout(tmp_path / "local"), make_checkout(tmp_path / "remote")
     for checkout in (local, remote):
         checkout.edit("params.yaml", "&tiny\n      {steps: 4,", "&tiny\n      {steps: 4000,")
@@ -128,7 +128,7 @@ def test_jobs_and_daemons_may_die(cluster: slurm.Cluster, tmp_path: Path) -> Non
     said = finish(process)
     assert "Trying to restart" in said
     # Handed in again, a job asks for more memory.
-    memory = re.findall(r"ReqTRES=\S*mem=(\d+)M", cluster.show("scontrol", "show", "jobs"))
+    memory = re.findall(r"MinMemoryNode=(\d+)M", cluster.show("scontrol", "show", "jobs"))
     assert set(memory) >= {"4000", "8000"}, memory
     assert remote.files(*VIEWS) == local.files(*VIEWS)
 
