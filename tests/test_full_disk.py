@@ -41,7 +41,8 @@ def everything(checkout: Checkout) -> dict[str, bytes]:
     """Every file that a command of the project could leave half written."""
     found = checkout.files("data", "reports", "site/docs", "public")
     found["dvc.lock"] = (checkout.root / "dvc.lock").read_bytes()
-    return {name: content for name, content in found.items() if "/.locks/" not in name and "/logs/" not in name}
+    passing = ("/.lock", "/logs/")  # locks of live and dead processes, and logs
+    return {name: content for name, content in found.items() if not any(part in name for part in passing)}
 
 
 def repeatable(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.duration.survfunc import survdiff
@@ -81,6 +81,8 @@ def test_scores_add_up_to_the_log_rank_statistic(first: list[Onset], second: lis
 
 
 @given(runs, runs)
+@example([Onset(1, True), Onset(2, True), Onset(2, True)], [Onset(1, False), Onset(1, True), Onset(2, True)])
+@example([Onset(1, False), Onset(1, False), Onset(1, True)], [Onset(1, True), Onset(2, True), Onset(2, True)])
 def test_p_counts_relabellings(first: list[Onset], second: list[Onset]) -> None:
     pooled = [*first, *second]
     if not any(run.learned for run in pooled):
