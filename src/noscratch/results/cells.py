@@ -91,7 +91,7 @@ class Group:
         return self.tier, self.task, self.backbone, self.protocol, self.code, self.setting
 
     def run(self, seed: int) -> str:
-        """The name of a run in curves.csv."""
+        """The name of a run in curves.parquet."""
         return f"{self.tier}/{self.task}/{self.backbone}/{self.protocol}/seed{seed}/finetune"
 
 

@@ -93,7 +93,6 @@ SCHEMA = pa.schema(
 )
 PUBLISHED = Path("records", "runs")
 COUNTS = ("parameters", "steps", "tokens_real", "tokens_computed", "flops")
-CURVES = ("step", "split", "metric", "value")
 CURVES_SCHEMA = pa.schema(
     [
         pa.field("run", pa.string(), nullable=False),
@@ -103,6 +102,7 @@ CURVES_SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
+CURVES = CURVES_SCHEMA.names[1:]  # of a run's own file
 PLOTTED = ("run", "step", "value")
 TOLERANCE = 1e-9  # between a stored metric and the one computed again: both are float64 of the same predictions
 
@@ -382,13 +382,11 @@ def _curve(run: Run) -> pa.Table:
 
 def _plotted(runs: Sequence[Run], curves: pa.Table) -> bytes:
     """curves.csv."""
-    primary = [(run.name, run.record["result"]["primary"]) for run in runs if run.done and run.phase == "finetune"]
-    names, metrics = zip(*primary, strict=True) if primary else ((), ())
-    of = pc.index_in(curves["run"], value_set=pa.array(names, pa.string()))
-    wanted = pc.equal(curves["metric"], pc.take(pa.array(metrics, pa.string()), of))
-    shown = curves.filter(pc.and_(pc.fill_null(wanted, False), pc.equal(curves["split"], "validation")))
+    primary = {run.name: run.record["result"]["primary"] for run in runs if run.done and run.phase == "finetune"}
+    validation = curves.filter(pc.equal(curves["split"], "validation"))
+    points = zip(*(validation[name].to_pylist() for name in ("metric", *PLOTTED)), strict=True)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(PLOTTED)
-    writer.writerows(zip(*(shown[name].to_pylist() for name in PLOTTED), strict=True))
+    writer.writerows((run, step, value) for metric, run, step, value in points if primary.get(run) == metric)
     return out.getvalue().encode()
