@@ -10,6 +10,7 @@ import torch
 from noscratch.errors import NoscratchError
 
 BACKENDS = ("auto", "reference", "fast", "triton", "compiled")
+ONE_FORM = ("reference",)  # of steps, discretizations and matrices, which have nothing faster to be checked against
 
 
 class KernelError(NoscratchError):

@@ -53,13 +53,17 @@ def _rotations(L: int, d: int, base: float, dtype: torch.dtype, device: torch.de
 def attend(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, *, mask: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over q, k, v (batch, heads, L, d); position t sees s <= t only if `causal`.
+    """softmax(q k^T / sqrt(d)) v over q, k, v (batch, heads, L, d); position t sees s <= t only if `causal`. If not, k
+    and v may have a length of their own, as for one query against all that came before.
 
-    mask (batch, L), True at real tokens, hides the others as keys; a query that sees nothing gives 0.
+    mask (batch, keys), True at real tokens, hides the others as keys; a query that sees nothing gives 0.
     Returns (batch, heads, L, d) in the dtype of q, inside autocast in its dtype (Vaswani et al. 2017, eq. 1).
     """
     chosen = resolve("attend", backend, ATTEND_BACKENDS, q.device)
     L = q.shape[-2]
+    if not (q.ndim == 4 and k.shape == v.shape == (*q.shape[:2], L if causal else k.shape[-2], q.shape[-1])):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise KernelError(f"attend takes q, k and v of (batch, heads, L, d), one L if causal; got {shapes}.")
     visible = None if mask is None else mask[:, None, None, :]
     if chosen == "fast":
         if causal and visible is not None:
@@ -67,7 +71,7 @@ def attend(
         return scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal and visible is None)
     with torch.autocast(q.device.type, enabled=False):
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        seen = torch.ones(L, L, dtype=torch.bool, device=q.device)
+        seen = torch.ones(L, k.shape[-2], dtype=torch.bool, device=q.device)
         if causal:
             seen = seen.tril()
         if visible is not None:

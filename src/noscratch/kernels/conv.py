@@ -5,7 +5,7 @@ FFTs run in float32 or float64 whatever the dtype of the input, inside autocast 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -170,7 +170,7 @@ def sgconv_kernel(
     Models Great on Long Sequence Modeling?", 3.2; linear between half-pixel centres, clamped at the ends).
 
     `norm` is the L2 norm of the whole row if not given; a layer keeps the one of its initial W, from `sgconv_norm`.
-    Raises KernelError for a length beyond the d 2^(S - 1) taps.
+    A row of zeros stays zeros. Raises KernelError for a length beyond the d 2^(S - 1) taps.
     """
     whole = _segments(W, multiplier, resolve("sgconv_kernel", backend, SGCONV_BACKENDS, W.device))
     if not 1 <= length <= whole.shape[-1]:
@@ -182,18 +182,22 @@ def sgconv_kernel(
     return whole[:, :length] / scale.unsqueeze(-1)
 
 
-def sgconv_norm(W: Tensor, multiplier: float) -> Tensor:
+def sgconv_norm(W: Tensor, multiplier: float, *, backend: str = "auto") -> Tensor:
     """The L2 norm (H,) of the whole row of segments that `sgconv_kernel` divides by."""
-    return _norm(_segments(W, multiplier, "fast"), dim=-1)
+    return _norm(_segments(W, multiplier, resolve("sgconv_norm", backend, SGCONV_BACKENDS, W.device)), dim=-1)
 
 
 def _norm(x: Tensor, dim: int) -> Tensor:
-    """The L2 norm; `sum` adds in pairs, where `vector_norm` adds in order and loses the small taps at the end."""
-    return x.square().sum(dim).sqrt()
+    """The L2 norm; 1 for zeros, which stay zeros. `sum` adds in pairs, where `vector_norm` adds in order and loses the
+    small taps at the end."""
+    squares = x.square().sum(dim)
+    return torch.where(squares > 0, squares, 1).sqrt()
 
 
 def _segments(W: Tensor, multiplier: float, backend: str) -> Tensor:
     """The stretched and scaled segments in a row, (H, d 2^(S - 1))."""
+    if W.ndim != 3 or not W.numel():
+        raise KernelError(f"Segments have the shape (segments, heads, taps), none of them 0; got {tuple(W.shape)}.")
     S = W.shape[0]
     factors = [2 ** max(0, i - 1) for i in range(S)]
     scales = [multiplier ** (S - 1 - i) for i in range(S)]
@@ -202,7 +206,7 @@ def _segments(W: Tensor, multiplier: float, backend: str) -> Tensor:
     # One product each: (previous, own, next) tap against their weights at the places around a tap.
     ends = torch.nn.functional.pad(W, (1, 1), mode="replicate")
     taps = torch.stack([ends[..., :-2], W, ends[..., 2:]], dim=-1).unbind(0)
-    weights = [c * _hat(f, W) for f, c in zip(factors, scales, strict=True)]
+    weights = _hats(factors, scales, W).split(factors, dim=-1)
     return torch.cat([(t @ w).flatten(-2) for t, w in zip(taps, weights, strict=True)], dim=-1)
 
 
@@ -215,7 +219,10 @@ def _stretched(w: Tensor, factor: int) -> Tensor:
     return torch.lerp(w[:, left], w[:, right], position - left)
 
 
-def _hat(factor: int, like: Tensor) -> Tensor:
-    """(3, factor): the weights of the previous, own and next tap at the `factor` places around a tap."""
-    place = (torch.arange(factor, device=like.device, dtype=like.dtype) + 0.5) / factor - 0.5
-    return (1 - (torch.arange(-1, 2, device=like.device)[:, None] - place).abs()).clamp(min=0)
+def _hats(factors: Sequence[int], scales: Sequence[float], like: Tensor) -> Tensor:
+    """(3, sum of factors): for each factor, the weights of the previous, own and next tap at the `factor` places around
+    a tap, times its scale."""
+    places = [(j + 0.5) / factor - 0.5 for factor in factors for j in range(factor)]
+    repeated = [scale for factor, scale in zip(factors, scales, strict=True) for _ in range(factor)]
+    place, scale = like.new_tensor([places, repeated])
+    return (1 - (like.new_tensor([[-1], [0], [1]]) - place).abs()).clamp(min=0) * scale

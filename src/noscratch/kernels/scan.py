@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from noscratch.kernels import KernelError, resolve
+from noscratch.kernels import ONE_FORM, KernelError, resolve
 
 LINEAR_SCAN_BACKENDS = ("reference", "fast")
 LRU_BACKENDS = ("reference", "fast")
@@ -138,8 +138,11 @@ def lru(nu: Tensor, theta: Tensor, B: Tensor, C: Tensor, D: Tensor, u: Tensor, *
         return (linear(x, torch.view_as_real(C.conj().resolve_conj()).flatten(-2)) + D * wide).to(u.dtype)
 
 
-def lru_step(nu: Tensor, theta: Tensor, B: Tensor, C: Tensor, D: Tensor, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def lru_step(
+    nu: Tensor, theta: Tensor, B: Tensor, C: Tensor, D: Tensor, u: Tensor, x: Tensor, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """One position of `lru`: u (batch, H) and the state x (batch, N), zeros at first -> (y (batch, H), next state)."""
+    resolve("lru_step", backend, ONE_FORM, u.device)
     with torch.autocast(u.device.type, enabled=False):
         lam, driving = _lru_transition(nu, theta, B)
         wide = u.to(nu.dtype)

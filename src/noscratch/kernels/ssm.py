@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noscratch.kernels import KernelError, resolve
+from noscratch.kernels import ONE_FORM, KernelError, resolve
 from noscratch.kernels._krylov import krylov
 from noscratch.kernels._vandermonde import full_precision, phases, phi1, power_sum, shared_power_sum
 
@@ -39,8 +39,9 @@ class HippoLegs(NamedTuple):
     V: Tensor  # (N, N/2), orthonormal columns; their phases are free
 
 
-def hippo_legs(N: int) -> HippoLegs:
+def hippo_legs(N: int, *, backend: str = "auto") -> HippoLegs:
     """HiPPO-LegS in its normal plus low-rank form (S4, appendix C.1; HiPPO, theorem 2). N is even and at least 2."""
+    resolve("hippo_legs", backend, ONE_FORM)
     if N < 2 or N % 2:
         raise KernelError(f"hippo_legs keeps eigenvalues as conjugate pairs and needs an even N >= 2; got {N}.")
     n = torch.arange(N, dtype=torch.float64)
@@ -56,12 +57,13 @@ def hippo_legs(N: int) -> HippoLegs:
     return HippoLegs(A, B, P, Lambda, adjoint @ P.to(V.dtype), adjoint @ B.to(V.dtype), V)
 
 
-def discretize(dt: Tensor, A: Tensor, B: Tensor, method: str) -> tuple[Tensor, Tensor]:
+def discretize(dt: Tensor, A: Tensor, B: Tensor, method: str, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(Abar, Bbar), both (H, N'), of the diagonal x' = A x + B u (S4D, eq. 3). dt (H,), A and B (N',) or (H, N').
 
     "zoh": Abar = e^{dt A}, Bbar = (e^{dt A} - 1) / A B.
     "bilinear": Abar = (1 + dt A/2) / (1 - dt A/2), Bbar = dt / (1 - dt A/2) B.
     """
+    resolve("discretize", backend, ONE_FORM, dt.device)
     Abar, Bbar = _discretize(dt, A, B, method)
     return Abar.to(B.dtype), Bbar.to(B.dtype)
 
@@ -73,13 +75,16 @@ def _discretize(dt: Tensor, A: Tensor, B: Tensor, method: str) -> tuple[Tensor, 
     return Abar, step * scale * B
 
 
-def dss_discretize(dt: Tensor, Lambda: Tensor, length: int, variant: str) -> tuple[Tensor, Tensor]:
+def dss_discretize(
+    dt: Tensor, Lambda: Tensor, length: int, variant: str, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """(Abar, Bbar), both (H, N), of DSS (proposition 1 and section 3.1). dt (H,), Lambda (N,) or (H, N), not 0.
 
     "exp": Bbar = (e^{dt Lambda} - 1) / Lambda.
     "softmax": Bbar = 1 / (Lambda sum_{j<length} e^{dt Lambda j}), for sequences of this length only. If Re Lambda > 0
     states grow while Bbar shrinks: steps work while |e^{dt Lambda length}| fits the dtype. Kernels have no such limit.
     """
+    resolve("dss_discretize", backend, ONE_FORM, dt.device)
     Abar, Bbar = _dss_discretize(dt, Lambda, length, variant)
     return Abar.to(Lambda.dtype), Bbar.to(Lambda.dtype)
 
@@ -95,8 +100,9 @@ def _dss_discretize(dt: Tensor, Lambda: Tensor, length: int, variant: str) -> tu
     raise KernelError(f'The variants of DSS are "exp" and "softmax"; got {variant!r}.')
 
 
-def dlr_discretize(a: Tensor, w: Tensor) -> Tensor:
+def dlr_discretize(a: Tensor, w: Tensor, *, backend: str = "auto") -> Tensor:
     """Abar (N,) = exp(-a^2 + i w), complex; a and w (N,) real."""
+    resolve("dlr_discretize", backend, ONE_FORM, a.device)
     return torch.exp(_dlr_log(a, w)).to(a.dtype.to_complex())
 
 
@@ -104,11 +110,12 @@ def _dlr_log(a: Tensor, w: Tensor) -> Tensor:
     return torch.complex(-(a.double() ** 2), w.double())
 
 
-def s4_discretize(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def s4_discretize(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(Abar (H, N, N), Bbar (H, N)), real, N = 2 N', bilinear, from A x = Lambda x - 2 sum_r P_r Re(P_r^* x).
 
     They act on (Re x_1, Im x_1, Re x_2, ...). dt (H,), Lambda and B (N',) or (H, N'), P (r, N') or (r, H, N').
     """
+    resolve("s4_discretize", backend, ONE_FORM, dt.device)
     H, n = dt.shape[0], Lambda.shape[-1]
     half = dt.double()[:, None, None] / 2
     lam = Lambda.to(torch.complex128).expand(H, n)
@@ -123,44 +130,71 @@ def s4_discretize(dt: Tensor, Lambda: Tensor, P: Tensor, B: Tensor) -> tuple[Ten
 
 
 def s4d_step(
-    u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor, D: Tensor | None = None
+    u: Tensor,
+    state: Tensor,
+    Abar: Tensor,
+    Bbar: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One step of S4D: u (batch, H), state (batch, H, N'), C (H, N'), D (H,) -> y (batch, H) and the new state.
 
     Abar and Bbar come from `discretize`; the first state is zero.
     """
+    resolve("s4d_step", backend, ONE_FORM, u.device)
     state = Abar * state + Bbar * u[..., None]
     return _output(2 * (C * state).sum(-1).real, D, u), state
 
 
 def dss_step(
-    u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, W: Tensor, D: Tensor | None = None
+    u: Tensor,
+    state: Tensor,
+    Abar: Tensor,
+    Bbar: Tensor,
+    W: Tensor,
+    D: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One step of DSS: u (batch, H), state (batch, H, N), W (H, N), D (H,) -> y (batch, H) and the new state.
 
     Abar and Bbar come from `dss_discretize`; the first state is zero.
     """
+    resolve("dss_step", backend, ONE_FORM, u.device)
     state = Abar * state + Bbar * u[..., None]
     return _output((W * state).sum(-1).real, D, u), state
 
 
-def dlr_step(u: Tensor, state: Tensor, Abar: Tensor, W: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def dlr_step(
+    u: Tensor, state: Tensor, Abar: Tensor, W: Tensor, D: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """One step of DLR: u (batch, H), state (batch, H, N), W (H, N), D (H,) -> y (batch, H) and the new state.
 
     Abar (N,) comes from `dlr_discretize`; the first state is zero.
     """
+    resolve("dlr_step", backend, ONE_FORM, u.device)
     state = Abar * state + u[..., None]
     return _output((W * state).sum(-1).real, D, u), state
 
 
 @full_precision
 def s4_step(
-    u: Tensor, state: Tensor, Abar: Tensor, Bbar: Tensor, C: Tensor, D: Tensor | None = None
+    u: Tensor,
+    state: Tensor,
+    Abar: Tensor,
+    Bbar: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One step of S4: u (batch, H), state (batch, H, N') complex, C (H, N'), D (H,) -> y (batch, H) and the new state.
 
     Abar and Bbar come from `s4_discretize`; the first state is zero.
     """
+    resolve("s4_step", backend, ONE_FORM, u.device)
     x = torch.view_as_real(state).flatten(-2)
     x = torch.einsum("hij,bhj->bhi", Abar, x) + Bbar * u[..., None]
     state = torch.view_as_complex(x.unflatten(-1, (-1, 2)))

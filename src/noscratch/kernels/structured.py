@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from noscratch.kernels import KernelError, resolve
+from noscratch.kernels import ONE_FORM, KernelError, resolve
 
 STRUCTURED_BACKENDS = ("reference", "fast")
 LINEAR_BACKENDS = ("reference", "fast")
@@ -166,8 +166,9 @@ def _onednn(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return y
 
 
-def dense_of(kind: str, first: Tensor, second: Tensor) -> Tensor:
+def dense_of(kind: str, first: Tensor, second: Tensor, *, backend: str = "auto") -> Tensor:
     """The matrix (out, in) that the map called `kind` multiplies by, from the two weights that it takes."""
+    resolve("dense_of", backend, ONE_FORM, first.device)
     if kind not in _DENSE:
         raise KernelError(f"dense_of knows the kinds {', '.join(_DENSE)}; got {kind!r}. Ask for one of them.")
     return _DENSE[kind](first, second)
