@@ -98,19 +98,19 @@ class _Krylov(torch.autograd.Function):
         E = tu.mT @ outputs
         DM = table[:, -1] * D
         _diagonal(E).add_(torch.stack((DM.real, -DM.imag, DM.imag, DM.real), 1).view(H, 2, 2, n))
-        Y = real_view(c.conj().resolve_conj())
+        rows = real_view(c.conj().resolve_conj())
         steps: list[Tensor] = []
-        while STEPS * Y.shape[1] < A * R:
+        while STEPS * rows.shape[1] < A * R:
             steps.append(E)
-            Y = torch.cat((Y, Y @ E), 1)
+            rows = torch.cat((rows, rows @ E), 1)
             E = E @ E
-        if Y.shape[1] < A * R:
+        Y = rows.new_empty(H, A * R, 2 * n, dtype=dtype)
+        Y[:, : rows.shape[1]] = rows[:, : A * R]
+        if rows.shape[1] < A * R:
             steps.append(E)
-            pieces = [Y]
-            for left in range(A * R - Y.shape[1], 0, -Y.shape[1]):
-                pieces.append(pieces[-1][:, :left] @ E)
-            Y = torch.cat(pieces, 1)
-        Y = Y.to(dtype)
+            for piece in Y.split(rows.shape[1], 1)[1:]:
+                rows = rows[:, : piece.shape[1]] @ E
+                piece.copy_(rows)
         rounded = dtype.to_complex()
         kept = (table.to(rounded), *(x.to(dtype) for x in (tu, tv, ub, inverse, solution, *steps)))
         ctx.save_for_backward(b, U, V, X, Y, *kept)
