@@ -51,7 +51,7 @@ MUTANTS = [
     Mutant("segments stretched twice as much", "conv", "2 ** max(0, i - 1)", "2**i"),
     Mutant("decay reversed", "conv", "multiplier ** (S - 1 - i)", "multiplier**i"),
     Mutant("norm after the cut", "conv", "norm(whole, dim=-1) if norm", "norm(whole[:, :length], dim=-1) if norm"),
-    Mutant("no half-pixel centre", "conv", "+ 0.5) / factor - 0.5\n    return", ") / factor\n    return"),
+    Mutant("no half-pixel centre", "conv", "(j + 0.5) / factor - 0.5", "j / factor"),
     Mutant("segment wraps around", "conv", 'mode="replicate"', 'mode="circular"'),
     # scan
     Mutant("coefficient off by one", "scan", "(a[:, :, row], x[:, :, before])", "(a[:, :, before], x[:, :, before])"),
