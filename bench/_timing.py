@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import platform
@@ -17,7 +16,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 100
-KEPT = 2**30  # bytes
 STATUS = Path("/proc/self/status")
 
 
@@ -31,13 +29,6 @@ def alone(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """The result of `function` called in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed and take blocks below 1 GiB from it, for the whole process."""
-    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        if ctypes.CDLL(None).mallopt(option, KEPT) != 1:
-            raise OSError(f"mallopt refused option {option}; measure without the equal environment.")
 
 
 def clock(threads: int) -> Callable[[], float]:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import _timing, peers, plain
+from noscratch.allocator import keep_freed_memory
 from noscratch.backbones import bigs, dss, s4, s4d, sgconv
 from noscratch.backbones._block import Convolution, MixerBlock
 from noscratch.kernels import attention, conv, scan, structured
@@ -397,8 +398,8 @@ def times(
     item: str, shape: Shape, condition: Condition, seconds: float, checkouts: Mapping[str, Path]
 ) -> dict[str, _timing.Timing]:
     """Per candidate, in one process. Each item has its own: what earlier ones freed would change what "plain" is."""
-    if condition.environment == "equal":
-        _timing.keep_freed_memory()
+    if condition.environment == "equal" and not keep_freed_memory():
+        raise OSError("The equal environment needs glibc; measure without it (--conditions plain,2).")
     torch.set_num_threads(condition.threads)
     modules = {name: make() for name, make in candidates(item, shape, checkouts).items()}
     calls = {name: forward_backward(item, shape, module) for name, module in modules.items()}

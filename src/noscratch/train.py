@@ -27,6 +27,7 @@ from torch import Tensor
 
 from noscratch import budget as budgets
 from noscratch import checkpoint
+from noscratch.allocator import keep_freed_memory
 from noscratch.budget import Budget
 from noscratch.data import Split, evaluation_batches, read_meta, training_batches
 from noscratch.errors import NoscratchError
@@ -348,6 +349,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _prepare_process(threads: int, device: torch.device, deterministic: bool) -> None:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if device.type == "cuda" and deterministic:
         # The CPU's operations are deterministic for a fixed number of threads. The GPU's have to be asked, and one that
         # has no deterministic form says so in a warning.
