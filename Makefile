@@ -15,7 +15,7 @@ repro: install  ## build everything of the tier that params.yaml names, then say
 test: install  ## the whole test suite, but for the long versions behind `make proof`
 	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup
 
-tally: install  ## the suite once more, and what it proved into reports/records/tests, for the site; the long versions too
+tally: install laws  ## the suite once more, and what it proved into reports/records/tests, for the site; the long versions too
 	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup --tally reports/records/tests/test.json
 	@python -m pytest -q -m slow --tally reports/records/tests/proof.json
 
@@ -52,8 +52,8 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 	python -m bench.impulse --out reports/records/bench-impulse --trained $(TRAINED)
 	python -m bench.scale --out reports/records/bench-scale
 
-laws: install  ## every kernel law on at least 10,000 examples; about half an hour of CPU time
-	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 tests/test_kernels_*.py
+laws: install  ## every kernel law on at least 10,000 examples, counted for the site; about half an hour of CPU time
+	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 --tally reports/records/tests/laws.json tests/test_kernels_*.py
 
 install: $(STAMP)
 

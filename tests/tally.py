@@ -8,6 +8,7 @@ it did. The page "How we test this" shows the record.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from noscratch.record import Stopwatch, write_bench
 
 KINDS = {
     "tests": "cases of the suite",
+    "examples": "examples drawn for laws, all of which kept them",
     "kills": "instants at which work was killed or cut short, then went on to the same bytes",
     "faults": "faults of servers and networks that a download healed or refused",
     "archives": "hostile archives that were refused and wrote nothing outside their folder",
@@ -57,6 +59,11 @@ class Tally:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         write_bench(self.path.parent, "tests", {}, (), self.watch)
+
+
+def examples(statistics: str) -> int:
+    """How many examples of a law passed, as Hypothesis says in its statistics of the test."""
+    return sum(map(int, re.findall(r"(\d+) passing", statistics)))
 
 
 def properties(marks: Any) -> list[tuple[str, int]]:

@@ -107,6 +107,32 @@ def test_gated_in_either_layout(batch: int, rows: int, i: int, o: int, channels_
     assert got[1].is_contiguous() or rows < structured.ROWS // 4
 
 
+@st.composite
+def gates(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """x (batch, rows, in), w (2 out, in), b (2 out,)."""
+    batch, rows, i, o = draw(own.sizes(3)), draw(own.lengths(40)), draw(own.sizes(6)), draw(own.sizes(6))
+    source = own.Source(draw)
+    return source.reals(batch, rows, i), source.reals(2 * o, i), source.reals(2 * o)
+
+
+@given(gates(), backends, own.seeds())
+def test_gated_is_its_steps(drawn: tuple[Tensor, Tensor, Tensor], backend: str, seed: int) -> None:
+    """Values and gradients, written out without the kernel."""
+    x, w, b = drawn
+
+    def steps(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        p, q = ((functional.gelu(x).unsqueeze(-2) * w).sum(-1) + b).chunk(2, -1)
+        return p / (1 + torch.exp(-q))
+
+    g = own.normal(seed, *x.shape[:2], len(w) // 2, dtype=x.dtype)
+    got = run(lambda x, w, b: structured.gated(x, w, b, backend=backend), (x, w, b), g)
+    want = run(steps, [wide(t) for t in drawn], wide(g))
+    size = 1 + norm(x) * norm(w) + norm(b)
+    scales = (size, size * norm(w) * norm(g), size * norm(g) * (1 + norm(x)), size * norm(g))
+    for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
+        assert_close(j, k, tolerance(x.dtype, x.shape[0] * x.shape[1] + x.shape[2]), scale, name)
+
+
 @pytest.mark.parametrize("channels_first", [True, False])
 @pytest.mark.parametrize(("batch", "rows", "i", "o"), LAYOUTS)
 def test_linear_of_many_rows_in_either_layout(batch: int, rows: int, i: int, o: int, channels_first: bool) -> None:

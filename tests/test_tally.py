@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.statistics import collector, describe_statistics
 
 import site_fixture
 import tally
@@ -26,6 +29,20 @@ def test_only_what_passed_counts(tmp_path: Path) -> None:
     counted.pytest_sessionfinish(exitstatus=0)
     rows = {row["what"]: (row["count"], row["cases"]) for row in json.loads(counted.path.read_text(encoding="utf-8"))}
     assert rows == {"tests": (2, 2), "kills": (13, 2), "faults": (1, 1)}
+
+
+def test_the_examples_of_a_law_are_counted() -> None:
+    """In the words of the Hypothesis that is installed: its count of this very law is what its report says."""
+
+    @settings(max_examples=7, database=None)
+    @given(st.integers())
+    def law(x: int) -> None:
+        assert isinstance(x, int)
+
+    said: list[str] = []
+    with collector.with_value(lambda statistics: said.append(describe_statistics({"nodeid": "law", **statistics}))):
+        law()
+    assert tally.examples(said[0]) == 7
 
 
 def test_a_mark_names_a_kind() -> None:

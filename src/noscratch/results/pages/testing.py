@@ -11,7 +11,7 @@ from noscratch.results.pages.performance import not_measured, provenance
 
 TALLY = "tests"
 COMMAND = "make tally"
-SUITES = {"test.json": "every change", "proof.json": "the long versions"}
+SUITES = {"test.json": "every change", "laws.json": "10,000 examples a law", "proof.json": "the long versions"}
 
 
 def pages(evidence: Evidence) -> Iterator[Page]:
