@@ -7,7 +7,7 @@ import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -55,6 +55,23 @@ def round_robin(
             call()
             times[name].append(tell() - start)
     return {name: Timing(min(found), statistics.median(found), len(found)) for name, found in times.items()}
+
+
+def takes(take: Callable[[], dict[str, Timing]], seconds: float) -> dict[str, Timing]:
+    """Of as many takes as start within `seconds`: the best of all, the median of their medians, rounds added up.
+
+    Each take is a process of its own: what its heap and caches happen to look like holds for all of its rounds.
+    """
+    end = time.perf_counter() + seconds
+    found = [take()]
+    while time.perf_counter() < end:
+        found.append(take())
+    return {name: _joined([timings[name] for timings in found]) for name in found[0]}
+
+
+def _joined(timings: Sequence[Timing]) -> Timing:
+    bests, medians, rounds = zip(*timings, strict=True)
+    return Timing(min(bests), statistics.median(medians), sum(rounds))
 
 
 def peak_bytes(call: Callable[[], None]) -> int:

@@ -1,14 +1,14 @@
 """Speed and peak memory of the kernels and blocks, forward and backward, beside the public layers and plain PyTorch.
 
     python -m bench.kernels --out FOLDER [--peer-s4 PATH] [--peer-sgconv PATH] [--peer-bigs PATH]
-        [--shapes 8,128,1024,64 ...] [--items s4d ...] [--conditions plain,2 equal,2 plain,1] [--seconds 3]
+        [--shapes 8,128,1024,64 ...] [--items s4d ...] [--conditions plain,2 equal,2 plain,1] [--seconds 10]
 
 A shape is batch, heads H, length L, real states N (N / 2 conjugate pairs). What is compared runs in turn in one
-process, float32, and the minimum over the rounds counts: of processor time with one thread, of elapsed time with more,
-for which the machine must be idle. A condition is an environment and the number of threads. Environments: "plain", as
-shipped; "equal", where the whole process keeps freed memory (glibc's mallopt), which helps all sides. Peers are
-checkouts of the repositories in bench/peers.py, and need einops and opt_einsum. Peak memory is that of one forward and
-backward pass at the longest shape in a fresh process, plain.
+process, float32, then anew in another one while there is time, and the minimum over all rounds counts: of processor
+time with one thread, of elapsed time with more, for which the machine must be idle. A condition is an environment and
+the number of threads. Environments: "plain", as shipped; "equal", where the whole process keeps freed memory (glibc's
+mallopt), which helps all sides. Peers are checkouts of the repositories in bench/peers.py, and need einops and
+opt_einsum. Peak memory is that of one forward and backward pass at the longest shape in a fresh process, plain.
 Writes FOLDER/kernels.parquet and kernels.json after every shape, prints the table of ratios, and leaves a record.
 """
 
@@ -19,6 +19,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ from noscratch.record import Stopwatch, write_bench
 MODULES = tuple(f"noscratch.backbones.{name}" for name in ("bigs", "dss", "s4", "s4d", "sgconv"))
 OURS, PLAIN = "noscratch", "plain PyTorch"
 ENVIRONMENTS = ("plain", "equal")
+TAKE = 3.0  # seconds of rounds in one process
 
 
 class Condition(NamedTuple):
@@ -434,7 +436,12 @@ def measure(
     memory: bool,
 ) -> list[Row]:
     """Rows for one shape under one condition; the memory in processes of its own."""
-    found = {item: _timing.alone(times, item, shape, condition, seconds, checkouts) for item in item_names}
+    found = {
+        item: _timing.takes(
+            partial(_timing.alone, times, item, shape, condition, min(TAKE, seconds), checkouts), seconds
+        )
+        for item in item_names
+    }
     revisions = {peers.PEERS[name].repository: peers.revision(path) for name, path in checkouts.items()}
     machine = _timing.device()
     rows = []
@@ -515,7 +522,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--conditions", type=Condition.parse, nargs="+", default=CONDITIONS, metavar="ENVIRONMENT,THREADS"
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each comparison, at least 3 rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="for each comparison, in which processes of it start"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     return parser.parse_args()
 

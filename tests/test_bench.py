@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_candidates_run_in_turn_after_a_round_that_does_not_count() -> None:
     found = _timing.round_robin({name: partial(calls.append, name) for name in "ab"}, seconds=0.0, threads=1)
     assert calls == ["a", "b"] * (1 + _timing.LEAST_ROUNDS)
     assert {timing.rounds for timing in found.values()} == {_timing.LEAST_ROUNDS}
+
+
+def test_takes_are_joined_and_the_best_of_all_counts() -> None:
+    first, second = ({"a": _timing.Timing(*timing)} for timing in ((2.0, 4.0, 3), (1.0, 8.0, 5)))
+    assert _timing.takes(lambda: first, seconds=0.0) == first
+    left = [first, second]
+
+    def take() -> dict[str, _timing.Timing]:
+        found = left.pop(0)
+        if not left:
+            time.sleep(0.2)
+        return found
+
+    assert _timing.takes(take, seconds=0.1) == {"a": _timing.Timing(1.0, 6.0, 8)}
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
