@@ -90,7 +90,7 @@ class Reserved(generate.Carried):
             keys, values = room[..., : self.position + 1, :]
             x = block._feed(x + mixer._join(attention.attend(q, keys, values, causal=False, backend=mixer.backend)))
         self.position += 1
-        outputs: Tensor = self.model.head(self.model.norm(x))[:, 0]
+        outputs: Tensor = self.model.head(self.model.normed(x))[:, 0]
         return outputs
 
 

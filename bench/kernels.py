@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from bench import _timing, peers, plain
 from noscratch.allocator import keep_freed_memory
 from noscratch.backbones import bigs, dss, s4, s4d, sgconv
-from noscratch.backbones._block import Convolution, MixerBlock
+from noscratch.backbones._block import Convolution, MixerBlock, Settings
 from noscratch.kernels import attention, conv, scan, structured
 from noscratch.record import Stopwatch, write_bench
 
@@ -175,7 +175,7 @@ def _sgconv(shape: Shape) -> sgconv.SGConv:
 
 
 def _block(mixer: Convolution, shape: Shape) -> Whole:
-    return Whole(MixerBlock(mixer, shape.heads, "pre", 0.0), shape)
+    return Whole(MixerBlock(mixer, shape.heads, Settings()), shape)
 
 
 def _bigs(shape: Shape) -> Whole:

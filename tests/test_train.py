@@ -22,6 +22,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import contract
 import tiny
 from noscratch import backbones, data, flops, model, objectives, optim, tasks, telemetry, train
 from noscratch.checkpoint import CheckpointError
@@ -777,10 +778,16 @@ def test_the_loss_of_a_colour_is_the_mean_over_its_channels(tmp_path: Path, loss
 # The model
 
 
+@pytest.mark.parametrize("around", [{}, {"readout": "max"}, {"readout": "last", "head": "mlp"}, {"readout": "mean"}])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_outputs_do_not_depend_on_the_batch(prepared: Path, backbone: str, causal: bool) -> None:
-    made, batch, _ = built(prepared, backbone=backbone, protocol="spt-causal" if causal else "scratch")
+def test_outputs_do_not_depend_on_the_batch(
+    prepared: Path, backbone: str, causal: bool, around: dict[str, str]
+) -> None:
+    model_settings = {"d_model": 16, "layers": 1, "dropout": 0.0} | around
+    made, batch, _ = built(
+        prepared, backbone=backbone, protocol="spt-causal" if causal else "scratch", model=model_settings
+    )
     together = made.head(made.pool(made(batch.tokens, batch.mask), batch.mask))
     for row, length in enumerate(batch.mask.sum(1)):
         tokens = torch.nn.functional.pad(batch.tokens[row : row + 1, :length], (0, 40))
@@ -829,6 +836,32 @@ def test_pooling_takes_the_mean_or_the_last_real_token(prepared: Path) -> None:
     assert torch.equal(both.pool(features, mask), torch.stack([features[0, :3].mean(0), features[1, 0]]))
     causal, _, _ = built(prepared, protocol="spt-causal")
     assert torch.equal(causal.pool(features, mask), torch.stack([features[0, 2], features[1, 0]]))
+
+
+@pytest.mark.parametrize("readout", ["mean", "last", "max"])
+def test_a_readout_is_of_the_real_positions(prepared: Path, readout: str) -> None:
+    """Whatever stands behind them."""
+    around = {"d_model": 16, "layers": 1, "dropout": 0.0, "readout": readout}
+    features, mask = contract.draw(2, 5, 16), contract.real([5, 2], 5)
+    want = {"mean": lambda x: x.mean(0), "last": lambda x: x[-1], "max": lambda x: x.amax(0)}[readout]
+    for protocol in ("scratch", "spt-causal"):
+        made, _, _ = built(prepared, protocol=protocol, model=around)
+        pooled = made.pool(features.masked_fill(~mask.unsqueeze(-1), 1e30), mask)
+        torch.testing.assert_close(pooled, torch.stack([want(features[0]), want(features[1, :2])]))
+
+
+def test_an_mlp_head_is_two_layers_and_of_classes_alone(tmp_path: Path) -> None:
+    around = {"d_model": 16, "layers": 1, "dropout": 0.0, "head": "mlp"}
+    x = contract.draw(3, 16)
+    made, _, _ = built(tiny.write_task(tmp_path / "one"), model=around)
+    hidden = x @ made.head.inner.weight.T + made.head.inner.bias
+    gelu = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+    torch.testing.assert_close(made.head(x), gelu @ made.head.outer.weight.T + made.head.outer.bias)
+    masked, _, _ = built(
+        tiny.write_task(tmp_path / "same"), model=around, phase="pretrain", objective="masked", protocol="spt-masked"
+    )
+    pairs, _, _ = built(tiny.write_task(tmp_path / "pairs", pairs=True), model=around)
+    assert [type(m.head) for m in (masked, pairs)] == [torch.nn.Linear, model.MatchHead]
 
 
 def test_the_head_has_the_shape_that_the_vocabulary_asks_for(tmp_path: Path) -> None:

@@ -82,7 +82,21 @@ CASES = {
         "protocol": "spt-masked",
         "steps": 6,
     },
+    "batch norm, fine-tuning": {
+        "backbone": "s4d",
+        "steps": 6,
+        "backbone_config": {"d_state": 8, "normalization": "batch"},
+    },
+    "batch norm behind, pretraining": {
+        "backbone": "s4d",
+        "phase": "pretrain",
+        "objective": "causal",
+        "protocol": "spt-causal",
+        "steps": 6,
+        "backbone_config": {"d_state": 8, "normalization": "batch", "norm": "post"},
+    },
 }
+BATCHED = {"backbone": "s4d", "backbone_config": {"d_state": 8, "normalization": "batch"}}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,12 +108,14 @@ def test_two_processes_are_as_one(tmp_path: Path, case: str) -> None:
     assert abs(sum(several[0]["taken"]) - sum(several[1]["taken"])) <= len(several[0]["taken"]), "the work is shared"
 
 
-def test_a_sharded_model_is_as_a_whole_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", [{}, BATCHED], ids=["transformer", "batch norm"])
+def test_a_sharded_model_is_as_a_whole_one(tmp_path: Path, backbone: dict[str, Any]) -> None:
     tiny.write_task(tmp_path / "prepared", metrics=["accuracy"])
-    settings = tiny.settings(dropout=0.0, layers=2, steps=4)
+    settings = tiny.settings(dropout=0.0, layers=2, steps=4, **backbone)
     several = together(tmp_path, "several", settings, sharded=True)
     assert_alike(tmp_path, "several", alone(tmp_path, settings), several)
-    blocks = sum(value.numel() for name, value in weights(tmp_path / "alone").items() if name.startswith("blocks."))
+    kept = {name: value for name, value in weights(tmp_path / "alone").items() if name.startswith("blocks.")}
+    blocks = sum(value.numel() for name, value in kept.items() if not name.endswith((".mean", ".variance")))
     assert sum(rank["kept"] for rank in several) == blocks, "every number of the blocks is kept once"
     assert max(rank["kept"] for rank in several) < 0.6 * blocks
 
@@ -119,10 +135,11 @@ def test_stopped_and_gone_on_in_other_numbers(tmp_path: Path) -> None:
     assert_alike(tmp_path, "rest", alone(tmp_path, settings), [{"result": result}])
 
 
-def test_more_processes_than_examples_of_a_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", [{}, BATCHED], ids=["transformer", "batch norm"])
+def test_more_processes_than_examples_of_a_batch(tmp_path: Path, backbone: dict[str, Any]) -> None:
     """A batch of two long texts for three processes: one of them goes through the motions."""
     tiny.write_task(tmp_path / "prepared", metrics=["accuracy"], shortest=24)
-    settings = tiny.settings(dropout=0.0, steps=3, batch_tokens=48)
+    settings = tiny.settings(dropout=0.0, steps=3, batch_tokens=48, **backbone)
     several = together(tmp_path, "several", settings, world=3)
     assert_alike(tmp_path, "several", alone(tmp_path, settings), several)
     assert several[2]["taken"].count(0) >= 3

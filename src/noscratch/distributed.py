@@ -2,7 +2,8 @@
 
 Every rank takes the examples rank, rank + world, ... of each global batch, a pure function of (seed, epoch, rank), and
 adds up the gradients of its losses' sum. Their sum over the ranks is that of one process with the whole batch, so only
-the order of additions differs. The first rank writes; checkpoints are read by all (one shared folder).
+the order of additions differs. The statistics of batch norms are such sums as well. The first rank writes; checkpoints
+are read by all (one shared folder).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from noscratch.backbones._norm import BatchNorm
 from noscratch.backbones._presets import Preset
 from noscratch.device import together
 from noscratch.errors import NoscratchError
@@ -67,7 +70,10 @@ class Together(Alone):
         self._device = device
 
     def wrap(self, model: nn.Module) -> None:
-        """Shard the blocks."""
+        """Shard the blocks; norms take the statistics of the whole batch."""
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.total = self._total
         if self.sharded:
             shard(model)
 
@@ -95,6 +101,27 @@ class Together(Alone):
     def wait(self) -> None:
         """Until every rank is here."""
         dist.barrier()
+
+    def _total(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks that have examples, with gradients."""
+        total: torch.Tensor = _Total.apply(part * float(self.taking))
+        return total
+
+
+class _Total(torch.autograd.Function):
+    """Sum over the ranks, forwards and backwards: each rank's loss depends on every rank's part."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor) -> torch.Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

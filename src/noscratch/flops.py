@@ -72,6 +72,7 @@ class Cost:
     def __init__(self, model: Model, train: Split, device: torch.device, fractions: tuple[float, ...]) -> None:
         longest = train.batch(np.array([train.lengths.argmax()])).tokens[:1].to(device)
         lengths = train.sequence_lengths()
+        kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # probes are no batches: no statistics of them
         model.train()
         if not model.set_progress(1.0):
             fractions = (1.0,)
@@ -93,10 +94,12 @@ class Cost:
         shared = np.interp(lengths, probes, single - np.interp(probes, lengths, each) * probes)
         self._shared = dict(zip(lengths.tolist(), shared.tolist(), strict=True))
         self._each = dict(zip(lengths.tolist(), (each * lengths).tolist(), strict=True))
-        row = torch.zeros(train.rows, len(model.norm.weight), dtype=model.norm.weight.dtype, device=device)
+        row = torch.zeros(train.rows, model.d_model, dtype=model.weight.dtype, device=device)
         row.requires_grad_()
         self._row = count(lambda: model.head(row).sum().backward())
         model.zero_grad()
+        for buffer, value in kept:
+            buffer.copy_(value)
 
     def __call__(self, shapes: Mapping[int, Sequence[int]], rows: int) -> float:
         """Operations of batches: length -> how many have it, and how many sequences in all; rows through the head."""

@@ -48,8 +48,7 @@ class Carried:
         self.model = model.eval()
         self._blocks = [cast(CausalBlock, block) for block in model.blocks]
         self.states = [block.initial_state(batch) for block in self._blocks]
-        weight = model.norm.weight
-        self._positions = sinusoids(length, len(weight), weight.device) if model.absolute else None
+        self._positions = sinusoids(length, model.d_model, model.weight.device) if model.absolute else None
         self.position = 0
 
     @torch.no_grad()
@@ -62,7 +61,7 @@ class Carried:
         for i, block in enumerate(self._blocks):
             x, self.states[i] = block.step(x, self.states[i])
         self.position += 1
-        outputs: Tensor = self.model.head(self.model.norm(x))
+        outputs: Tensor = self.model.head(self.model.normed(x))
         return outputs
 
 
@@ -88,7 +87,7 @@ def generate(
     model trained under an L1 loss predicts values and no distribution: they are rounded, and no temperature is taken.
     """
     _check(meta, prompt, count, temperature)
-    device = model.norm.weight.device
+    device = model.weight.device
     carried = Carried(model, 1, len(prompt) + count)
     for element in torch.from_numpy(prompt).to(device):
         outputs = carried.step(element.unsqueeze(0))

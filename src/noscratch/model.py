@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch import backbones
+from noscratch.backbones._norm import BatchNorm, norm
 
 PIXEL_VALUES = 256
 
@@ -71,6 +72,17 @@ class MatchHead(nn.Module):
         return self.outer(functional.gelu(self.inner(torch.cat([u, v, u - v, u * v], dim=-1))))
 
 
+class MlpHead(nn.Module):
+    """Pooled features (B, D) to outputs (B, outputs) in two layers."""
+
+    def __init__(self, d_model: int, outputs: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(d_model, d_model), nn.Linear(d_model, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.outer(functional.gelu(self.inner(pooled)))
+
+
 class Model(nn.Module):
     """tokens (B, L) and mask (B, L) to features (B, L, D), and features to outputs.
 
@@ -86,10 +98,15 @@ class Model(nn.Module):
         dropout: float,
         causal: bool,
         absolute: bool = False,
+        last: str | None = "layer",
+        readout: str | None = None,
     ) -> None:
+        """last: the norm after the blocks; None where they end in one. readout: mean, last or max of the real
+        positions; None: the mean or, in a causal model, the last, which alone has seen all."""
         super().__init__()
         self.embed, self.blocks, self.causal, self.absolute = embed, nn.ModuleList(blocks), causal, absolute
-        self.norm = nn.LayerNorm(d_model)
+        self.d_model, self.readout = d_model, readout or ("last" if causal else "mean")
+        self.norm = None if last is None else norm(last, d_model)
         self.head = head
         self.dropout = nn.Dropout(dropout)
 
@@ -101,12 +118,19 @@ class Model(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask)
-        return self.dropout(self.norm(x))
+        return self.dropout(self.normed(x, mask))
+
+    def normed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the blocks gave, (..., D), as the head takes it."""
+        y: Tensor = x if self.norm is None else self.norm(x, mask)
+        return y
 
     def pool(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, D): the mean over real positions or, in a causal model, the last real one, which alone has seen all."""
-        if self.causal:
+        """(B, D): the readout of real positions."""
+        if self.readout == "last":
             return features[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        if self.readout == "max":
+            return features.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
         weights = mask.to(features.dtype).unsqueeze(-1)
         return (features * weights).sum(1) / weights.sum(1)
 
@@ -116,6 +140,16 @@ class Model(nn.Module):
         for module in changing:
             module.set_progress(fraction)  # type: ignore[operator]
         return bool(changing)
+
+    @property
+    def batch_norm(self) -> bool:
+        """Does what it makes of an example depend, in training, on the others of its batch?"""
+        return any(isinstance(module, BatchNorm) for module in self.modules())
+
+    @property
+    def weight(self) -> Tensor:
+        """One of its parameters: their type and device are the model's."""
+        return next(self.embed.parameters())
 
     def kernels(self) -> dict[str, str]:
         """The form of every kernel that the blocks run."""
@@ -166,6 +200,8 @@ def build_model(meta: Mapping[str, Any], settings: Mapping[str, Any], seed: int)
         for _ in range(size["layers"])
     ]
     pairs = objective == "classify" and meta["pairs"]
-    head = (MatchHead if pairs else nn.Linear)(d_model, outputs(meta, objective))
+    mlp = objective == "classify" and size.get("head") == "mlp"
+    head = (MatchHead if pairs else MlpHead if mlp else nn.Linear)(d_model, outputs(meta, objective))
     absolute = getattr(config, "positions", None) == "sinusoidal"
-    return Model(embed, blocks, head, d_model, size["dropout"], causal, absolute)
+    last = None if getattr(config, "norm", "pre") == "post" else getattr(config, "normalization", "layer")
+    return Model(embed, blocks, head, d_model, size["dropout"], causal, absolute, last, size.get("readout"))

@@ -21,6 +21,8 @@ class Alone:
     rank = 0
     world = 1
     sharded = False
+    taking = True
+    """Whether this rank has examples in the piece at hand, or goes through the motions."""
 
     def wrap(self, model: nn.Module) -> None:
         """Prepare a model whose parameters are the same on every rank."""

@@ -128,6 +128,7 @@ def run(
     model = build_model(meta, settings, _seed(seed, "parameters")).to(where, WIDTHS[settings["dtype"]])
     if init is not None:
         _hand_over(init / WEIGHTS, model)
+    _check_batch_norm(model, plan, settings["objective"] == "classify" and meta["pairs"], ranks)
     ranks.wrap(model)
     optimizer = AdamW(model, plan["lr"], plan["weight_decay"])
     state, best = State(), _Best({}, np.zeros(0))
@@ -260,7 +261,7 @@ def predict(
 ) -> tuple[NDArray[np.float64], float]:
     """Class index or value of every example in the order of the split, and the sum of the losses."""
     model.eval()
-    device = model.norm.weight.device
+    device = model.weight.device
     total, prediction = 0.0, np.zeros(len(split))
     for index in evaluation_batches(split.lengths, settings["train"]["batch_tokens"]):
         for piece in _pieces(split, index, settings["train"]["micro_tokens"], state.split, ranks)[ranks.rank]:
@@ -292,7 +293,7 @@ def _accumulate(
 
     Where memory runs out, on any rank, all begin again with pieces of half the size, and stay with that.
     """
-    device = model.norm.weight.device
+    device = model.weight.device
     purpose = (settings["phase"], state.step, *([ranks.rank] if ranks.rank else []))
     while True:
         shares = _pieces(train, index, settings["train"]["micro_tokens"], state.split, ranks)
@@ -300,6 +301,7 @@ def _accumulate(
         total, terms, short = torch.zeros((), dtype=torch.float64, device=device), 0, None
         try:
             for piece in shares[ranks.rank]:
+                ranks.taking = len(piece) > 0
                 # A rank without an example goes through the same motions.
                 batch = train.batch(piece if len(piece) else index[:1]).to(device)
                 with _autocast(settings["dtype"], device):
@@ -311,6 +313,12 @@ def _accumulate(
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or ranks.sharded:
                 raise
+            if model.batch_norm:
+                raise NoscratchError(
+                    "Batch norm takes the statistics of the batch, which smaller pieces would change; at step "
+                    f"{state.step + 1} memory ran out: {error}. Set micro_tokens (statistics are then of each piece), "
+                    "or take a smaller model or a larger device."
+                ) from error
             short = str(error) or type(error).__name__
         sums = ranks.add([total.item(), terms, short is not None])
         if not sums[2]:
@@ -355,6 +363,16 @@ def _prepare_process(threads: int, device: torch.device, deterministic: bool) ->
         # has no deterministic form says so in a warning.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _check_batch_norm(model: Model, plan: Mapping[str, Any], pairs: bool, ranks: Alone) -> None:
+    """Its statistics are of what goes through the model at once: several processes must have the same of one."""
+    if ranks.world > 1 and model.batch_norm and (pairs or plan["micro_tokens"] is not None):
+        raise NoscratchError(
+            "Several processes take batch norm's statistics of a whole batch together; here it goes through the model "
+            f"in parts ({'texts of a pair by length' if pairs else 'micro_tokens'}), which one process divides "
+            "otherwise. Use one process, or normalization: layer."
+        )
 
 
 def _autocast(dtype: str, device: torch.device) -> torch.autocast:

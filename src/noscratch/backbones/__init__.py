@@ -60,7 +60,8 @@ class Backbone(Protocol):
 
     Config: type[Any]
     """Where it has a field `positions`, the value "sinusoidal" asks the model to add absolute positions to the
-    embedding."""
+    embedding. The model ends in a norm like the blocks': of the kind in `normalization`, and with `norm` "post" none,
+    since then they end in their own."""
     PAPER: str
     """Authors, title, arXiv number."""
     CAUSAL_OK: bool

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from noscratch.backbones import require
 from noscratch.backbones._linear import Linear
+from noscratch.backbones._norm import norm
 from noscratch.kernels import conv, resolve, ssm, structured
 
 
@@ -22,7 +23,11 @@ class Settings:
     """What every block of this kind sets: a part of a backbone's Config."""
 
     norm: Literal["pre", "post"] = "pre"
+    normalization: Literal["layer", "batch"] = "layer"
+    """batch (S4 and SGConv on most tasks): its statistics see later positions while a causal block trains, too."""
     dropout: float = 0.0
+    tied: bool = False
+    """Dropout takes whole channels of a sequence, not single numbers (S4's on images)."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -69,10 +74,11 @@ class Mixer(nn.Module, ABC):
 class MixerBlock(nn.Module):
     """Norm, mixer, GELU, a linear layer with a gated linear unit, residual sum."""
 
-    def __init__(self, mixer: Mixer, d_model: int, norm: str, dropout: float) -> None:
+    def __init__(self, mixer: Mixer, d_model: int, settings: Settings) -> None:
         super().__init__()
-        self.mixer, self.pre, self.dropout = mixer, norm == "pre", dropout
-        self.norm = nn.LayerNorm(d_model)
+        self.mixer, self.pre = mixer, settings.norm == "pre"
+        self.dropout, self.tied = settings.dropout, settings.tied
+        self.norm = norm(settings.normalization, d_model)
         self.gate = Linear(d_model, 2 * d_model, mixer.backend)
 
     @property
@@ -83,7 +89,7 @@ class MixerBlock(nn.Module):
         return found | self.gate.kernels if self.dropout else found
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self._leave(x, self.mixer(self._enter(x) * mask.unsqueeze(-1)))
+        return self._leave(x, self.mixer(self._enter(x, mask) * mask.unsqueeze(-1)), mask)
 
     def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         return self.mixer.initial_state(batch)
@@ -92,19 +98,21 @@ class MixerBlock(nn.Module):
         y, state = self.mixer.step(self._enter(x), state)
         return self._leave(x, y), state
 
-    def _enter(self, x: Tensor) -> Tensor:
-        return self.norm(x) if self.pre else x
+    def _enter(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.norm(x, mask) if self.pre else x
 
-    def _leave(self, x: Tensor, y: Tensor) -> Tensor:
+    def _leave(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """x plus what the channels make of the mixer's output y, (..., D) both."""
         if self.training and self.dropout:  # between the steps that `gated` takes as one
             y = functional.glu(self.gate(self._drop(functional.gelu(y))))
         else:
             y = structured.gated(y, self.gate.weight, self.gate.bias, backend=self.mixer.backend)
         y = x + self._drop(y)
-        return y if self.pre else self.norm(y)
+        return y if self.pre else self.norm(y, mask)
 
     def _drop(self, x: Tensor) -> Tensor:
+        if self.tied:
+            return functional.dropout1d(x.mT, self.dropout, self.training).mT
         return functional.dropout(x, self.dropout, self.training)
 
 
@@ -206,8 +214,8 @@ def eigenvalues(init: str, d_state: int) -> Tensor:
 
 
 def randomize(module: nn.Module) -> None:
-    """Every parameter ~ N(0, 0.1^2): the unstructured initialization of arXiv 2310.02980, section 3.3."""
-    for parameter in module.parameters():
+    """Every parameter of its own ~ N(0, 0.1^2): the unstructured initialization of arXiv 2310.02980, section 3.3."""
+    for parameter in module.parameters(recurse=False):
         nn.init.normal_(parameter, std=0.1)
 
 

@@ -42,7 +42,7 @@ class Config(StateSpaceSettings):
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:
-    return MixerBlock(DSS(config, d_model, max_length, causal, backend), d_model, config.norm, config.dropout)
+    return MixerBlock(DSS(config, d_model, max_length, causal, backend), d_model, config)
 
 
 class DSS(StateSpace):

@@ -43,7 +43,7 @@ class Config(Settings):
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:
-    return MixerBlock(LRU(config, d_model, causal, backend), d_model, config.norm, config.dropout)
+    return MixerBlock(LRU(config, d_model, causal, backend), d_model, config)
 
 
 class LRU(Mixer):

@@ -48,7 +48,7 @@ def build(config: Config, d_model: int, max_length: int, causal: bool, backend: 
         config.n_ssm == 0 or d_model % config.n_ssm == 0,
         f"n_ssm divides d_model, so that each system serves as many heads; got {config.n_ssm} and {d_model}.",
     )
-    return MixerBlock(S4(config, d_model, causal, backend), d_model, config.norm, config.dropout)
+    return MixerBlock(S4(config, d_model, causal, backend), d_model, config)
 
 
 class S4(ConjugatePairs):

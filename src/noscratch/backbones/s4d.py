@@ -47,7 +47,7 @@ class Config(StateSpaceSettings):
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:
-    return MixerBlock(S4D(config, d_model, causal, backend), d_model, config.norm, config.dropout)
+    return MixerBlock(S4D(config, d_model, causal, backend), d_model, config)
 
 
 class S4D(ConjugatePairs):

@@ -44,7 +44,7 @@ class Config(Settings):
 
 
 def build(config: Config, d_model: int, max_length: int, causal: bool, backend: str = "auto") -> MixerBlock:
-    return MixerBlock(SGConv(config, d_model, max_length, causal, backend), d_model, config.norm, config.dropout)
+    return MixerBlock(SGConv(config, d_model, max_length, causal, backend), d_model, config)
 
 
 class SGConv(Convolution):
