@@ -83,6 +83,28 @@ MISTAKES: list[tuple[Callable[[dict[str, Any], Any], None], Any, list[str]]] = [
         ["tiers.paper.overrides.0.finetune.lr", "greater than 0", "got -1.0"],
     ),
     (put("tiers", "paper", "overrides", 0, "model"), {"width": 3}, ["overrides.0.model.width", "d_model"]),
+    (
+        put("tiers", "paper", "overrides", 0),
+        {"tasks": ["listops"], "backbones": ["s4"], "config": {"heads": 4}},
+        ["tiers.paper.overrides[0].config.heads", "no setting of s4 'heads'", "n_ssm"],
+    ),
+    (
+        put("tiers", "paper", "overrides", 0),
+        {"backbones": ["lru", "s4", "s4-random"], "config": {"dt_min": 0.1}},
+        ["tiers.paper.overrides[0].config.dt_min", "no setting of lru 'dt_min'", "Did you mean 'r_min'?"],
+    ),
+    (
+        put("tiers", "paper", "overrides", 0),
+        {"backbones": ["s4"], "config": {"normalization": "group"}},
+        ["tiers.paper.overrides[0].config.normalization", "'batch'", "got 'group'"],
+    ),
+    (
+        put("tiers", "smoke", "model", "readout"),
+        "first",
+        ["tiers.smoke.model.readout", "'mean', 'last' or 'max'", "got 'first'"],
+    ),
+    (put("run", "backend"), "triton", ["run.backend", "no kernel backend 'triton'", "auto, fast, reference"]),
+    (put("run", "backend"), "compiled", ["run.backend", "'compiled'", "valid: auto"]),
     (put("tasks", "listops"), {"train": "many"}, ["tasks.listops.train", "expected int", "got 'many'"]),
     (put("backbones", "s4d"), {"init": "legz"}, ["backbones.s4d.init", "'legs'", "got 'legz'"]),
     (put("extra"), 1, ["extra", "'extra'", "tiers"]),

@@ -167,6 +167,18 @@ def _place_of(module: str, base: ast.expr) -> tuple[str, str]:
 
 
 @cache
+def words(module: str, suffix: str) -> frozenset[str]:
+    """The texts in what the module gives, at its top level, to names that end so, such as the backends of kernels."""
+    return frozenset(
+        part.value
+        for node in _tree(module).body
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id.endswith(suffix) for t in node.targets)
+        for part in ast.walk(node.value)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    )
+
+
+@cache
 def spec_literal(module: str, field: str) -> object:
     """A literal keyword of the module's `SPEC = Spec(...)`, such as a task's `sources`."""
     for node in _tree(module).body:
@@ -196,5 +208,5 @@ def constant(module: str, name: str) -> object:
 
 def forget() -> None:
     """Read every file anew, after the package's files changed under a running process."""
-    for cached in (_tree, imports, _module_digest, digest, config_fields, spec_literal, constant):
+    for cached in (_tree, imports, _module_digest, digest, config_fields, spec_literal, constant, words):
         cached.cache_clear()

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from noscratch.errors import NoscratchError
-from noscratch.params import PROTOCOLS, Block, Params, Run
+from noscratch.params import PROTOCOLS, Block, Params, Run, backends
 from noscratch.plan import Job, Plan, resolved_backend
 from noscratch.record import Stopwatch, write_bench
 from noscratch.results import parquet_bytes
@@ -24,7 +24,6 @@ from noscratch.stages import run_job
 from noscratch.store import Store, as_json, read_record
 
 DTYPES = get_args(Run.model_fields["dtype"].annotation)
-BACKENDS = get_args(Run.model_fields["backend"].annotation)
 NUMERICS = ("float64/fast", "float32/fast", "float32/reference", "bfloat16/fast")
 """Those of a design unless others are named."""
 
@@ -92,9 +91,9 @@ def design(params: Params, cell: str, tier: str, seeds: Sequence[int], numerics:
 
 def _numerics(text: str) -> str:
     dtype, _, backend = text.partition("/")
-    if dtype not in DTYPES or (backend or "auto") not in BACKENDS:
+    if dtype not in DTYPES or (backend or "auto") not in backends():
         raise NoscratchError(
-            f"A numerics is one of {', '.join(DTYPES)}, and if need be a slash and one of {', '.join(BACKENDS)}; got "
+            f"A numerics is one of {', '.join(DTYPES)}, and if need be a slash and one of {', '.join(backends())}; got "
             f"{text!r}. Correct it."
         )
     return f"{dtype}/{resolved_backend(backend or 'auto')}"

@@ -49,17 +49,19 @@ class Run(_Strict):
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive
     dtype: Literal["float32", "bfloat16", "float64"]
-    backend: Literal["auto", "reference", "fast", "triton", "compiled"]
+    backend: str
     deterministic: bool = True
     checkpoint_seconds: Positive
 
 
 class Model(_Strict):
-    """Size of the network: width, number of blocks, dropout probability."""
+    """The network around the blocks: width, how many blocks, dropout probability, readout and head."""
 
     d_model: Positive
     layers: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    readout: Literal["mean", "last", "max"] | None = None
+    head: Literal["linear", "mlp"] = "linear"
 
 
 class Train(_Strict):
@@ -97,6 +99,7 @@ class Override(Block):
     tasks: Selector = "all"
     backbones: Selector = "all"
     protocols: Selector = "all"
+    config: dict[str, Any] = {}
     model: dict[str, Any] = {}
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
@@ -181,6 +184,16 @@ def parse(data: object) -> Params:
     return params
 
 
+def backends() -> tuple[str, ...]:
+    """What `run.backend` may be: auto, and the forms that any kernel has."""
+    forms = {
+        form
+        for kernel in code.names_in("noscratch.kernels")
+        for form in code.words(f"noscratch.kernels.{kernel}", "_BACKENDS")
+    }
+    return ("auto", *sorted(forms))
+
+
 def data_of(params: Params, task: str) -> dict[str, Any]:
     """The settings of a task's data at the chosen tier."""
     return {**params.tasks[task], **params.tier.data.get(task, {})}
@@ -242,6 +255,8 @@ def _mistakes(params: Params) -> Iterable[str]:
                 yield from _fields(f"{section}.{name}", config, code.config_fields(module(name)))
             else:
                 yield unknown(f"{section}.{name}", kind, name, known)
+    if params.run.backend not in backends():
+        yield unknown("run.backend", "kernel backend", params.run.backend, backends())
     if params.run.tier not in params.tiers:
         yield unknown("run.tier", "tier", params.run.tier, params.tiers)
     for tier, settings in params.tiers.items():
@@ -281,6 +296,14 @@ def _mistakes(params: Params) -> Iterable[str]:
                     if (name if kind == "protocol" else file_of(name)) not in known:
                         yield unknown(f"{here}.{place}.{kind}s", kind, name, known)
         for i, override in enumerate(settings.overrides):
+            # Once for each file: variants have its Config.
+            listed = [*params.backbones] if isinstance(override.backbones, str) else [*override.backbones]
+            chosen = {file_of(name): name for name in reversed(listed) if selects(override.backbones, name)}
+            for file, name in sorted(chosen.items()):
+                if file in known_backbones:
+                    fields = code.config_fields(backbone_module(name))
+                    place, kind = f"{here}.overrides[{i}].config", f"setting of {name}"
+                    yield from _fields(place, override.config, fields, kind)
             for section, model in (("model", Model), ("pretrain", Train), ("finetune", Train)):
                 try:
                     model.model_validate({**getattr(settings, section).model_dump(), **getattr(override, section)})
@@ -297,11 +320,11 @@ def unknown(place: str, kind: str, got: str, valid: Iterable[str]) -> str:
     return f"{FILE}, {place}: there is no {kind} {got!r}; valid: {', '.join(valid)}.{hint}"
 
 
-def _fields(place: str, config: Mapping[str, Any], fields: Mapping[str, ast.expr]) -> Iterable[str]:
+def _fields(place: str, config: Mapping[str, Any], fields: Mapping[str, ast.expr], kind: str = "key") -> Iterable[str]:
     """Settings of a task or backbone, held against the fields of its Config."""
     for key, value in config.items():
         if key not in fields:
-            yield unknown(f"{place}.{key}", "key", key, fields)
+            yield unknown(f"{place}.{key}", kind, key, fields)
         elif not code.fits(value, fields[key]):
             yield f"{FILE}, {place}.{key}: expected {ast.unparse(fields[key])}; got {value!r}. Correct the value."
 

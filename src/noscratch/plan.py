@@ -215,7 +215,7 @@ class Plan:
             first = replace(cell, task=self.corpus().label) if on_corpus else cell
             read = {"prepared": self.corpus().address} if on_corpus else dict(needs)
             pretrain = self._settings(first, "pretrain", PRETRAINING[cell.protocol])
-            finetune["model"] = pretrain["model"]
+            finetune |= {part: pretrain[part] for part in ("backbone_config", "model")}
             needs["pretrained"] = self._add(
                 Job("pretrain", first.label, pretrain, modules, read, f"{first.view}/pretrain", first)
             ).address
@@ -246,12 +246,14 @@ class Plan:
         """All that one training job is told; see train.run."""
         tier = self.params.tier
         model, train = tier.model, getattr(tier, phase)
+        config = self.params.backbones[cell.backbone]
         for override in tier.overrides:
             if (
                 selects(override.tasks, cell.task)
                 and selects(override.backbones, cell.backbone)
                 and selects(override.protocols, cell.protocol)
             ):
+                config = config | override.config
                 model = Model.model_validate(model.model_dump() | override.model)
                 train = Train.model_validate(train.model_dump() | getattr(override, phase))
         return {
@@ -262,8 +264,8 @@ class Plan:
             "backbone": cell.backbone,
             "protocol": cell.protocol,
             "seed": cell.seed,
-            "backbone_config": self.params.backbones[cell.backbone],
-            "model": model.model_dump(),
+            "backbone_config": config,
+            "model": model.model_dump(exclude_defaults=True),  # a setting more moves no address
             "train": train.model_dump(),
             "dtype": self.params.run.dtype,
             "threads": self.params.run.threads,
