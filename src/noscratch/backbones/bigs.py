@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch.backbones import Block, require
-from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform
+from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform, randomize
 from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.backbones._linear import Linear
 from noscratch.backbones.transformer import Attention, StackedBlock
@@ -42,8 +42,9 @@ class Config(Settings):
     """The step of each direction is drawn log-uniformly between the two."""
     d_state: int = 64
     """N: complex states, none of them for its conjugate."""
-    init: Literal["legs", "lin"] = "legs"
-    """Eigenvalues: all N of skew-symmetric HiPPO-LegS, or -1/2 + i pi n."""
+    init: Literal["legs", "lin", "random"] = "legs"
+    """Eigenvalues: all N of skew-symmetric HiPPO-LegS, or -1/2 + i pi n; random: every parameter of the SSM
+    ~ N(0, 0.1^2)."""
     heads: int = 8
     """Of attention, which has rotary positions."""
     dropout: float = 0.0
@@ -86,6 +87,8 @@ class StateSpaces(nn.Module):
         self.log_dt = nn.Parameter(log_uniform(config.dt_min, config.dt_max, 2))
         self.C = nn.Parameter(torch.randn(2, config.d_state, 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.ones(2))
+        if config.init == "random":
+            randomize(self)
         self.enter = Linear(d_model, 2 * d_model, backend)
         self.leave = nn.ModuleList(Linear(d_model, d_model, backend) for _ in range(2))
 
