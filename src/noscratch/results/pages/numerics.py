@@ -12,7 +12,7 @@ from noscratch.results.pages.numbers import shown, words
 from noscratch.results.pages.performance import log_table, not_measured, provenance, sloped
 
 # The kernels of a backbone bear its name; only these are called otherwise.
-KERNELS_OF = {"transformer": ("attend",), "bigs": ("s4d_kernel",)}
+KERNELS_OF = {"transformer": ("attend",), "bigs": ("dss_kernel",)}
 GROWTH = "bench-error-growth"
 COMMAND = "python -m bench.error_growth --out reports/records/bench-error-growth"
 
@@ -215,12 +215,17 @@ def _errors(page: Page, measured: Measurement) -> None:
 def of_backbone(page: Page, evidence: Evidence, family: str) -> None:
     """How the errors of a backbone's own kernel grow."""
     measured = evidence.measurements.get(GROWTH)
-    names = KERNELS_OF.get(family, (f"{family}_kernel", family))
+    names = kernels_of(family)
     curves = {k: s for k, s in _curves(measured).items() if _bare_name(k) in names} if measured else {}
     if measured and curves:
         page.heading("Numerics")
         page.say("The error of its kernel against length; more on the ", link("../numerics.html", "numerics"), " page.")
         page.add(*_figures(measured, curves))
+
+
+def kernels_of(family: str) -> tuple[str, ...]:
+    """What a backbone's own kernel may be called."""
+    return KERNELS_OF.get(family, (f"{family}_kernel", family))
 
 
 def _bare_name(kernel: str) -> str:
