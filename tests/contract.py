@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch import backbones
+from noscratch.backbones._ffn import Structured
+from noscratch.backbones._norm import BatchNorm
 from noscratch.optim import AdamW
 from tolerances import assert_close, tolerance
 
@@ -25,13 +27,16 @@ D_MODEL = 16
 LENGTH = 24
 BATCH = 3
 OVERRIDES: dict[str, dict[str, Any]] = {}
+# What learns more slowly: eigenvalues without structure forget soon, norms behind hold small changes back.
+STEPS = {"lru-random": 40, "sgconv-post": 40}
 
 # A block is a dozen operations deep, and norms divide by a spread that may be a tenth of the scale.
 CONDITION = 100.0
 
 
 def build(name: str, causal: bool, seed: int = 0, dtype: torch.dtype = torch.float64, **extra: Any) -> nn.Module:
-    """A block in eval mode; `extra`: backend, d_model, max_length or settings of its Config."""
+    """A block in eval mode, on its way through a training if that changes it; `extra`: backend, d_model, max_length or
+    settings of its Config."""
     backbone = backbones.load(name)
     backend, d_model, max_length = (
         extra.pop("backend", "auto"),
@@ -40,7 +45,14 @@ def build(name: str, causal: bool, seed: int = 0, dtype: torch.dtype = torch.flo
     )
     config = backbones.configure(backbone, OVERRIDES.get(name, {}) | extra)
     torch.default_generator.manual_seed(seed)
-    return backbone.build(config, d_model, max_length, causal, backend=backend).to(dtype).eval()
+    block = backbone.build(config, d_model, max_length, causal, backend=backend)
+    for module in block.modules():
+        if isinstance(module, Structured):
+            module.set_progress(0.2)
+        if isinstance(module, BatchNorm):
+            module.mean.copy_(draw(d_model, seed=8))
+            module.variance.copy_(draw(d_model, seed=9).exp())
+    return block.to(dtype).eval()
 
 
 def directions(name: str) -> list[bool]:
@@ -191,10 +203,10 @@ class Tiny(nn.Module):
 
 
 def learns(name: str) -> None:
-    """The loss falls by a quarter in 20 steps of the product's own optimizer."""
+    """The loss falls by a quarter in 20 steps (`STEPS`) of the product's own optimizer."""
     for causal in directions(name):
         tiny = Tiny(name, causal)
-        losses = tiny.losses(AdamW(tiny, lr=1e-2, weight_decay=0.0), 20)
+        losses = tiny.losses(AdamW(tiny, lr=1e-2, weight_decay=0.0), STEPS.get(name, 20))
         assert losses[-1] < 0.75 * losses[0], losses
 
 
@@ -275,7 +287,7 @@ def backends_agree(name: str) -> None:
         bound = tolerance(torch.float64, LENGTH, LENGTH * CONDITION)
         assert_close(outputs[1], outputs[0], bound, what="auto = reference")
         for output in outputs:
-            output.square().sum().backward()
+            (output * draw(*output.shape, seed=3)).sum().backward()
         for (parameter, want), got in zip(blocks[0].named_parameters(), blocks[1].parameters(), strict=True):
             assert want.grad is not None
             assert got.grad is not None
@@ -301,8 +313,8 @@ def compiles(name: str, backend: str = "eager") -> None:
         want, got = block(x, mask), compiled(x, mask)
     bound = tolerance(torch.float64, LENGTH, LENGTH * CONDITION)
     assert_close(got[mask], want[mask], bound, what="compiled")
-    want[mask].square().sum().backward()
-    got[mask].square().sum().backward()
+    for output in (want, got):
+        (output * draw(*output.shape, seed=3))[mask].sum().backward()
     for left, right in zip(twin.parameters(), block.parameters(), strict=True):
         assert left.grad is not None
         assert right.grad is not None

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import contract
 from noscratch import backbones
-from noscratch.backbones import s4d
+from noscratch.backbones import bigs, s4d
+from noscratch.results.pages import numerics
 from tolerances import assert_close, tolerance
+
+# Settings that change what a block computes; those of feedforwards and of BiGS stand in test_ffn.py and test_bigs.py.
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"{name}-random": {"init": "random"} for name in ("s4", "s4d", "dss", "dlr", "lru", "bigs")},
+    **{f"{name}-batch": {"normalization": "batch"} for name in ("s4", "s4d", "dss", "dlr", "lru", "sgconv")},
+    **{f"{name}-post": {"norm": "post"} for name in ("s4", "sgconv", "transformer")},
+    "s4-post-batch": {"norm": "post", "normalization": "batch"},
+    "s4-shared": {"n_ssm": 2},
+    "sgconv-cos": {"init": "cos", "kernel_dim": 4, "decay_min": 1.0, "decay_max": 3.0},
+}
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", backbones.names())
-def test_contract(name: str, check: Callable[[str], None]) -> None:
+@pytest.mark.parametrize("name", [*backbones.names(), *VARIANTS])
+def test_contract(monkeypatch: pytest.MonkeyPatch, name: str, check: Callable[[str], None]) -> None:
+    monkeypatch.setitem(contract.OVERRIDES, name, VARIANTS.get(name, {}))
     check(name)
 
 
@@ -30,6 +43,12 @@ def test_compiles_with_its_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", ["transformer", "s4d"])
 def test_compiles_to_machine_code(name: str) -> None:
     contract.compiles(name, backend="inductor")
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_its_page_shows_the_errors_of_a_kernel_that_it_runs(name: str) -> None:
+    run = contract.build(name, contract.directions(name)[0]).kernels
+    assert len(set(numerics.kernels_of(name)) & set(run)) == 1
 
 
 def test_a_dash_names_the_same_file() -> None:
@@ -111,6 +130,7 @@ def test_a_transformer_without_positions_does_not_know_the_order() -> None:
         ("s4d", {"dt_min": 0.2}),
         ("s4d", {"dt_min": 0.0}),
         ("s4d", {"norm": "none"}),
+        ("s4d", {"normalization": "group"}),
         ("s4d", {"dropout": -0.1}),
     ],
 )
@@ -132,3 +152,24 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     plain = contract.build(name, causal=False)
     assert torch.equal(contract.run(block, x), contract.run(plain, x))
     assert not torch.equal(contract.run(block.train(), x), contract.run(plain, x))
+
+
+def test_tied_dropout_takes_whole_channels() -> None:
+    block, x = contract.build("s4d", causal=False, dropout=0.5, tied=True), contract.draw(2, 9, contract.D_MODEL)
+    assert torch.equal(contract.run(block, x), contract.run(contract.build("s4d", causal=False), x))
+    block.train()
+    added = contract.run(block, x) - x  # what the residual branch keeps
+    kept = added.abs().amax(1) > 0
+    assert kept.any()
+    assert not kept.all()
+    assert (added.abs().amin(1) > 0)[kept].all()
+
+
+def test_bigs_random_draws_every_parameter_of_the_ssm() -> None:
+    drawn = bigs.StateSpaces(bigs.Config(init="random", d_state=512), 8, "auto")
+    for name, value in drawn.named_parameters(recurse=False):
+        assert value.abs().max() < 0.6, name
+        assert value.numel() < 100 or abs(value.std().item() - 0.1) < 0.5 / math.sqrt(2 * value.numel()), name
+    torch.default_generator.manual_seed(0)
+    enter = bigs.StateSpaces(bigs.Config(init="random"), 64, "auto").enter.weight
+    assert enter.abs().max() <= 1 / 8, "a linear layer's own"

@@ -23,19 +23,9 @@ SIBLINGS: dict[str, dict[str, Any]] = {
     "bigs-attention": {"mixer": "attention"},
     "bigs-lin": {"init": "lin", "d_state": 6},
 }
-CHECKS = (
-    contract.keeps_shape_and_dtype,
-    contract.ignores_padding,
-    contract.padding_has_no_gradient,
-    contract.looks_where_it_may,
-    contract.every_parameter_gets_a_gradient,
-    contract.learns,
-    contract.runs_in_bfloat16,
-    contract.backends_agree,
-)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SIBLINGS)
 def test_siblings_keep_the_contract(monkeypatch: pytest.MonkeyPatch, name: str, check: Callable[[str], None]) -> None:
     monkeypatch.setitem(contract.OVERRIDES, name, SIBLINGS[name])

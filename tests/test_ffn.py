@@ -26,16 +26,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "transformer-blockshuffle": {"ffn": "block_shuffle", "blocks": 4},
     "bigs-stacked-blockshuffle": {"gated": False, "ffn": "block_shuffle"},
     "transformer-selfguided": {"ffn": "low_rank", "rank": 0.25, "guided": True},
+    "transformer-guidedblocks": {"ffn": "block_dense", "rank": 0.5, "blocks": 2, "guided": True},
 }
 KINDS = ("low_rank", "block_dense", "block_shuffle")
-CHECKS = (
-    contract.keeps_shape_and_dtype,
-    contract.learns,
-    contract.resumes,
-    contract.runs_in_bfloat16,
-    contract.equivalent_forms_agree,
-    contract.backends_agree,
-)
 
 
 def structured_ffn(kind: Any, guided: bool = False, d_model: int = 16, width: int = 64) -> Feedforward:
@@ -43,11 +36,25 @@ def structured_ffn(kind: Any, guided: bool = False, d_model: int = 16, width: in
     return Feedforward(d_model, width, Settings(kind, blocks=4, guided=guided), "auto").double()
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_blocks_keep_the_contract(monkeypatch: pytest.MonkeyPatch, name: str, check: Callable[[str], None]) -> None:
     monkeypatch.setitem(contract.OVERRIDES, name, SETTINGS[name])
     check(name)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_merged_blocks_give_the_same_at_once_and_step_by_step(name: str) -> None:
+    for causal in contract.directions(name):
+        block, merged = (contract.build(name, causal, **SETTINGS[name]) for _ in range(2))
+        for module in list(merged.modules()):
+            if isinstance(module, Feedforward):
+                module.merge()
+        assert sum(p.numel() for p in merged.parameters()) != sum(p.numel() for p in block.parameters())
+        x, bound = contract.draw(2, 9, contract.D_MODEL), tolerance(torch.float64, 9, 9 * contract.CONDITION)
+        assert_close(contract.run(merged, x), contract.run(block, x), bound)
+        if causal:
+            assert_close(backbones.recurrent(merged, x), contract.run(block, x), bound)
 
 
 @pytest.mark.parametrize("guided", [False, True])
