@@ -81,6 +81,9 @@ def test_every_pair_on_one_task_and_everything_at_least_once() -> None:
     impossible = {(b, "spt-causal") for b in plain if not backbones.load(b).CAUSAL_OK}
     impossible |= {(b, params.ON_CORPUS) for b in plain}
     assert {c.task for c in grid if c.protocol == params.ON_CORPUS} == {"cola", "rte"}
+    # A structured feedforward under every protocol of the task, too.
+    structured = {c.protocol for c in grid if c.task == "listops" and c.backbone == "transformer-lowrank"}
+    assert structured == set(params.PROTOCOLS) - {params.ON_CORPUS}
     assert pairs == {(b, p) for b in plain for p in params.PROTOCOLS} - impossible
 
 
@@ -215,6 +218,65 @@ def test_overrides_reach_the_cells_that_they_select(settings: dict[str, Any], pa
             selected = job.cell.backbone == "s4d" and job.cell.protocol == "spt-causal"
             assert (job.settings["model"]["layers"] == 3) == selected, name
             assert (job.settings["train"]["lr"] == 0.25) == (selected and job.kind == "pretrain"), name
+
+
+def test_settings_of_a_backbone_may_differ_by_task(settings: dict[str, Any], package: Path) -> None:
+    settings["backbones"]["s4d-inv"] = {"init": "inv"}
+    before = jobs(settings)
+    settings["tiers"]["smoke"]["overrides"] = [
+        {"tasks": ["listops"], "backbones": ["s4d", "s4d-inv"], "config": {"norm": "post", "init": "lin"}},
+        {"tasks": ["listops"], "backbones": ["s4d-inv"], "config": {"init": "inv"}},
+        {"tasks": ["imdb"], "backbones": ["s4d"], "config": {"d_state": 8}},
+    ]
+    after = jobs(settings)
+    for name, job in after.items():
+        if trains(job):
+            assert job.cell is not None
+            own = {"init": "inv"} if job.cell.backbone == "s4d-inv" else {}
+            if job.cell.task == "listops" and job.cell.backbone != "transformer":
+                own = {"norm": "post", "init": "lin"} | own
+            if job.cell.backbone == "s4d" and job.cell.protocol == params.ON_CORPUS:
+                own = {"d_state": 8}  # in both phases: the model is the one that was pretrained
+            assert job.settings["backbone_config"] == own, name
+    of_corpus = {name for name in before if "-s4d-corpus-masked-" in name}
+    of_listops = {name for name in before if "-listops-s4d-" in name and trains(before[name])}
+    assert moved(before, after) == of_corpus | of_listops
+
+
+def test_a_default_of_the_model_said_aloud_moves_nothing(settings: dict[str, Any], package: Path) -> None:
+    before = jobs(settings)
+    model = settings["tiers"]["smoke"]["model"]
+    assert all(job.settings["model"] == model for job in before.values() if trains(job))
+    settings["tiers"]["smoke"]["model"] = {**model, "readout": None, "head": "linear"}
+    assert moved(before, jobs(settings)) == set()
+    settings["tiers"]["smoke"]["model"] = {**model, "readout": "max"}
+    assert moved(before, jobs(settings)) == {name for name, job in before.items() if trains(job)}
+
+
+def test_a_backend_that_any_kernel_has_may_be_asked_for(settings: dict[str, Any], package: Path) -> None:
+    assert params.backends() == ("auto", "fast", "reference")
+    edit(package / "kernels" / "scan.py", '("reference", "fast")', '("reference", "fast", "triton")')
+    code.forget()
+    settings["run"]["backend"] = "triton"
+    assert params.parse(settings).run.backend == "triton"
+
+
+@pytest.mark.parametrize("tier", ["smoke", "mini", "paper"])
+def test_the_models_of_every_tier_can_be_built(tier: str) -> None:
+    """Rules that join settings, such as heads that divide a width, are the blocks' own."""
+    import torch
+
+    loaded = params.load(ROOT)
+    plan = Plan(loaded.model_copy(update={"run": loaded.run.model_copy(update={"tier": tier})}))
+    found = {
+        json.dumps([j.settings["backbone"].partition("-")[0], j.settings["backbone_config"], j.settings["model"]])
+        for j in plan.jobs.values()
+        if trains(j)
+    }
+    for backbone, config, model in map(json.loads, sorted(found)):
+        module = backbones.load(backbone)
+        with torch.device("meta"):
+            module.build(backbones.configure(module, config), model["d_model"], 64, module.CAUSAL_OK)
 
 
 def test_every_task_has_its_baselines(settings: dict[str, Any], package: Path) -> None:
