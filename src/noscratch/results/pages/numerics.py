@@ -69,7 +69,7 @@ LAWS = (
         ),
     ),
     Law("Shift", "A later input gives the same output, later.", (("conv", "test_shift"),)),
-    Law("Adjoint", "⟨K u, v⟩ is ⟨u, K* v⟩ with the gradient's K*.", (("conv", "test_adjoint"),)),
+    Law("Adjoint", "⟨K u, v⟩ is ⟨u, K* v⟩, where K* reads the kernel backwards.", (("conv", "test_adjoint"),)),
     Law(
         "Prefix",
         "A shorter kernel is the start of a longer one. Softmax DSS is the exception: it normalizes over its length.",
