@@ -151,6 +151,36 @@ def test_a_second_snakemake_makes_no_report_again(by_dvc: Checkout, tmp_path: Pa
     assert "up to date" in checkout.dvc("status").stdout
 
 
+def test_what_is_recorded_is_not_asked_of_dvc_again(by_dvc: Checkout, tmp_path: Path) -> None:
+    """Its status looks at thousands of files; a run with nothing to do does without, until something moves."""
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    checkout.noscratch("commit")
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc/__init__.py").write_text("raise SystemExit('DVC was asked')")
+    broken = {"PYTHONPATH": os.pathsep.join([str(tmp_path), checkout.environment()["PYTHONPATH"]])}
+    checkout.snakemake("all", **broken)
+    view = checkout.root / "data/runs/smoke/listops/s4d/scratch/seed0/finetune/record.json"
+    for change in (view.unlink, lambda: os.utime(checkout.root / "claims/bigs.yaml")):
+        change()
+        done = checkout.snakemake("all", check=False, **broken)
+        assert "DVC was asked" in done.stdout + done.stderr
+        checkout.snakemake("all")
+        checkout.snakemake("all", **broken)
+    assert "up to date" in checkout.dvc("status").stdout
+
+
+def test_what_is_recorded_is_listed_for_a_diff(by_dvc: Checkout, tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    checkout = Checkout(Path(shutil.copytree(by_dvc.root, tmp_path / "copy", symlinks=True)))
+    claims = checkout.root / "claims/bigs.yaml"
+    claims.write_text(claims.read_text().replace("version: 1", "version: 2"))
+    checkout.noscratch("commit")
+    with Repo(str(checkout.root)) as repo:
+        data = repo.index.data["repo"]
+        assert all(data[tuple(view.split("/"))].loaded for view in MADE if view != "reports")
+
+
 def test_a_part_of_the_plan_runs_alone(by_dvc: Checkout, tmp_path: Path) -> None:
     clone = by_dvc.clone(tmp_path / "clone")
     clone.noscratch("sources", "--refresh")

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from noscratch import availability, telemetry
+from noscratch import availability, recorded, telemetry
 from noscratch import device as devices
 from noscratch import status as progress
 from noscratch.audit.commands import COMMANDS
@@ -537,15 +537,21 @@ def commit() -> None:
             f"DVC records only views of the present plan; {wrong}. Run `snakemake --cores all all`, which ends "
             "with this command."
         )
+    if recorded.is_recorded(store.root):
+        return
+    asked = time.time_ns()
     if not _to_its_end("dvc", "status", "--quiet"):
+        recorded.note_recorded(store.root, asked)
         return  # of these views, this code and these claims it recorded everything before
     for make in (count, collect, judge):  # whatever stands there may be of other views or claims
         make()
     _log_verdicts(store.root)  # the pages tell them too
     for make in (publish, site):
         make()
+    asked = time.time_ns()
     if _record(store.root, "commit", "--force", "--quiet"):
         raise NoscratchError("`dvc commit` failed (see above). Mend that, then `noscratch commit`.")
+    recorded.note_recorded(store.root, asked)
 
 
 def _log_verdicts(root: Path) -> bool:
@@ -604,6 +610,8 @@ def _record(root: Path, *arguments: str) -> int:
                 kept.replace(lock)
             else:
                 lock.unlink()
+        if not failed and not (kept.exists() and kept.read_bytes() == lock.read_bytes()):
+            recorded.index(root)
         return failed
     finally:
         kept.unlink(missing_ok=True)
