@@ -6,15 +6,21 @@ ancient), and nothing is re-run after `git clone`, `dvc pull` or `touch`. Views 
 always run and are idempotent.
 """
 
+import gc
 import os
 import shlex
 import sys
+
+# A graph of thousands of jobs is millions of objects, none of them garbage; to look through them again and again takes
+# a quarter of the time. When jobs begin (onstart), the collector is back for what comes then.
+gc.disable()
 
 from noscratch import availability
 from noscratch.cluster import require_slurm
 from noscratch.device import gpu_count
 from noscratch.locks import only_run
 from noscratch.plan import KINDS, VIEWS, read_plan
+from noscratch.recorded import is_recorded
 from noscratch.store import Store, target
 
 STORE, PLAN = Store(Path.cwd()), read_plan(Path.cwd())
@@ -22,6 +28,7 @@ NOSCRATCH = f"{shlex.quote(sys.executable)} -m noscratch"
 # --jobs is given for a cluster, --cores for this host, neither where a graph is only drawn.
 ON_CLUSTER = workflow.resource_settings.nodes is not None
 WORKS = ON_CLUSTER or workflow.resource_settings.cores is not None
+DRAWN = not (WORKS or workflow.output_settings.dryrun)
 MEMORY = 4000  # MB
 GPUS = gpu_count() if PLAN.params.run.device != "cpu" else 0
 
@@ -40,6 +47,17 @@ if workflow.is_main_process and WORKS and not workflow.output_settings.dryrun:
     for _ in availability.bring(STORE, PLAN):
         pass
 BLOCKED = availability.blocked(STORE, PLAN)
+# What is there is up to date, with all that it needs there too: only a drawing shows it.
+SHOWN = set()
+for job in PLAN.jobs.values():
+    lacking = not STORE.has(job) or not SHOWN.isdisjoint(job.needs.values())
+    if job.address not in BLOCKED and (lacking or DRAWN):
+        SHOWN.add(job.address)
+
+
+onstart:
+    gc.freeze()
+    gc.enable()
 
 
 def needs(wildcards):
@@ -54,7 +72,7 @@ def shown_in(*views):
         ancient(target(job))
         for view in views
         for job in PLAN.in_view(view)
-        if job.address not in BLOCKED
+        if job.address in SHOWN
     ]
 
 
@@ -83,7 +101,7 @@ localrules:
 
 rule all:
     input:
-        shown_in(*VIEWS),
+        lambda _: shown_in(*VIEWS),
     shell:
         f"{NOSCRATCH} view raw prepared runs"
 
@@ -120,28 +138,30 @@ for kind in KINDS:
 
 rule raw:
     input:
-        shown_in("raw"),
+        lambda _: shown_in("raw"),
     shell:
         f"{NOSCRATCH} view raw"
 
 
 rule prepared:
     input:
-        shown_in("prepared"),
+        lambda _: shown_in("prepared"),
     shell:
         f"{NOSCRATCH} view prepared"
 
 
 rule runs:
     input:
-        shown_in("runs"),
+        lambda _: shown_in("runs"),
     shell:
         f"{NOSCRATCH} view runs"
 
 
-# Reports, site and the record for DVC.
+# Reports, site and the record for DVC, unless that is of these very files.
 onsuccess:
-    if "DVC_ROOT" not in os.environ and set(workflow.dag_settings.targets) <= {
-        "all"
-    }:
+    if (
+        "DVC_ROOT" not in os.environ
+        and set(workflow.dag_settings.targets) <= {"all"}
+        and not is_recorded(STORE.root)
+    ):
         shell(f"{NOSCRATCH} commit")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,11 @@ SEED_1 = {name.replace("seed0", "seed1") for name in S4D}
 def test_exactly_these_jobs_run(built: Checkout, happens: Callable[[Checkout], None], expected: set[str]) -> None:
     happens(built)
     assert planned(built) == expected
+
+
+def test_a_drawing_shows_what_is_done_too(built: Checkout) -> None:
+    done = built.run(sys.executable, "-m", "snakemake", "--rulegraph", "--", "all")
+    assert all(f'label = "{kind}"' in done.stdout for kind in ("prepare", "pretrain", "finetune", "all")), done.stdout
 
 
 def test_a_fresh_clone_runs_everything_and_a_pulled_one_nothing(by_dvc: Checkout, tmp_path: Path) -> None:
