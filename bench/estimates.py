@@ -21,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 
 from bench._timing import alone
+from noscratch.device import processor
 from noscratch.estimate import cost, select
 from noscratch.params import Params, load
 from noscratch.plan import Job, Plan, at_tier
 from noscratch.probes import Probes
-from noscratch.record import Stopwatch, processor, write_bench
+from noscratch.record import Stopwatch, write_bench
 from noscratch.results import parquet_bytes
 from noscratch.results.published import RECORDS
 from noscratch.stages import run_job

@@ -222,6 +222,22 @@ def test_a_host_without_gpu_is_refused_above_smoke(checkout: Checkout, tmp_path:
     assert "this host has none" in done.stderr
 
 
+def test_a_gpu_that_is_counted_but_not_seen_is_refused(checkout: Checkout, tmp_path: Path) -> None:
+    """As where the driver stands beside a PyTorch without CUDA."""
+    mine = checkout.clone(tmp_path / "clone")
+    mine.edit("params.yaml", "device: cpu", "device: auto")
+    lines = mine.noscratch("plan", "--kind", "finetune").stdout.splitlines()
+    address = next(line.split()[0] for line in lines if "listops-s4d-scratch" in line)
+    mine.noscratch("run", mine.noscratch("plan", "--kind", "prepare").stdout.splitlines()[1].split()[0])
+    hidden = {"NOSCRATCH_GPUS": "2", "CUDA_VISIBLE_DEVICES": "none"}  # no GPU has that name
+    for arguments in (["run", address], ["passport", "--device", "cuda"], ["tune"], ["estimate"]):
+        done = mine.noscratch(*arguments, check=False, **hidden)
+        assert done.returncode == 1, arguments
+        assert "is a GPU that PyTorch sees" in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+    assert not list((mine.root / "data/store").glob(f"*{address}*"))
+
+
 def test_an_adopted_source_is_listed(checkout: Checkout, tmp_path: Path) -> None:
     """What came through a view has no provenance; the list of sources does without."""
     mine = checkout.clone(tmp_path / "clone")

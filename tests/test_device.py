@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from noscratch.device import choose, gpu_count, gpu_slot
+from noscratch.device import choose, gpu_count, gpu_slot, require
 from noscratch.errors import NoscratchError
 
 
@@ -24,7 +24,7 @@ from noscratch.errors import NoscratchError
         ("auto", "smoke", 0, "cpu"),
         ("auto", "smoke", 2, "cuda"),
         ("auto", "mini", 1, "cuda"),
-        ("cuda", "smoke", 0, "cpu"),
+        ("cuda", "smoke", 1, "cuda"),
         ("cuda", "paper", 8, "cuda"),
         ("cpu", "paper", 0, "cpu"),
         ("cpu", "mini", 4, "cpu"),
@@ -34,9 +34,10 @@ def test_where_a_job_runs(device: str, tier: str, gpus: int, where: str) -> None
     assert choose(device, tier, gpus) == where
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-@pytest.mark.parametrize("tier", ["mini", "paper"])
-def test_above_smoke_a_host_without_gpu_is_refused(device: str, tier: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "tier"), [("auto", "mini"), ("auto", "paper"), ("cuda", "smoke"), ("cuda", "mini"), ("cuda", "paper")]
+)
+def test_a_host_without_the_gpu_that_is_wanted_is_refused(device: str, tier: str) -> None:
     with pytest.raises(NoscratchError, match=rf"tier {tier} run on a GPU .*none.*run\.device: cpu"):
         choose(device, tier, 0)
 
@@ -47,6 +48,22 @@ def test_the_count_can_be_faked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOSCRATCH_GPUS", "-1")
     with pytest.raises(NoscratchError, match="whole number of GPUs, 0 or more; got '-1'"):
         gpu_count()
+
+
+@pytest.mark.parametrize("device", ["foo", "", "cuda:x", "cpu:1", "CUDA", "mps", "cuda:-1"])
+def test_what_is_no_device_is_refused(device: str) -> None:
+    with pytest.raises(NoscratchError, match=r"A device is cpu, cuda or cuda:<number>; got"):
+        require(device)
+
+
+@pytest.mark.parametrize(("device", "seen"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
+def test_a_gpu_that_pytorch_does_not_see_is_refused(device: str, seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    with pytest.raises(NoscratchError, match=rf"Device {device} is a GPU .* sees {seen}, .*NOSCRATCH"):
+        require(device)
+    require("cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen + 1)
+    require(device)
 
 
 @pytest.mark.parametrize(("visible", "count"), [(None, 3), ("", 0), ("-1", 0), ("2", 1), ("0,2", 2), ("0,1,2,3", 3)])

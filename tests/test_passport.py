@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 from collections.abc import Callable
@@ -69,6 +70,38 @@ def test_report_is_cached_and_whole(tmp_path: Path, few: list[Case]) -> None:
     assert json.loads(path.read_text()) == report
     with mock.patch.object(passport, "measure", side_effect=AssertionError("measured again")):
         assert passport.check("cpu", tmp_path) == report
+
+
+def test_a_report_holds_for_one_processor(tmp_path: Path, few: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors may have one instruction set and differ in what their libraries do."""
+    passport.check("cpu", tmp_path)
+    monkeypatch.setattr(passport, "processor", lambda: "another")
+    assert passport.check("cpu", tmp_path)["device"]["processor"] == "another"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, few: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        passport.check("cpu", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_kernel_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for device, says in (("cuda", "is a GPU that PyTorch sees"), ("foo", "A device is cpu, cuda")):
+        with pytest.raises(NoscratchError, match=says):
+            passport.check(device, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["device", "environment", "code"])

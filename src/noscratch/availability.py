@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from noscratch import sources
+from noscratch import atomic, sources
 from noscratch.plan import Job, Plan
 from noscratch.record import blocked_record
 from noscratch.stages import MIRROR, run_job
-from noscratch.store import Store, as_json, temporary_in
+from noscratch.store import Store, as_json
 
 AVAILABLE = "available"
 AT_ONCE = 4  # downloads that share the line
@@ -95,8 +95,5 @@ def _write(store: Store, states: dict[str, str]) -> dict[str, str]:
     path = _file(store)
     content = as_json(states)
     if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_in(path.parent, path.name)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        atomic.write(path, content)
     return states

@@ -25,6 +25,7 @@ from rich.table import Table
 from noscratch import availability, recorded, telemetry
 from noscratch import device as devices
 from noscratch import status as progress
+from noscratch.atomic import temporary_in
 from noscratch.audit.commands import COMMANDS
 from noscratch.device import rank, together
 from noscratch.errors import NoscratchError
@@ -44,7 +45,6 @@ from noscratch.store import (
     read_record,
     sync,
     target,
-    temporary_in,
 )
 from noscratch.terminal import EXIT_AGAIN, EXIT_ERROR, err, out
 
@@ -676,6 +676,7 @@ def tune(
         raise NoscratchError(f"--seconds is a positive number; got {seconds:g}. Change it.")
     store, the_plan = _checkout()
     device = devices.choose(the_plan.params.run.device, the_plan.params.run.tier, devices.gpu_count())
+    devices.require(device)
     cores, present = len(os.sched_getaffinity(0)), tuner.present_choice(the_plan)
     probes = tuner.probes(store, the_plan)
     choices = tuner.choices(the_plan, probes, device, cores)
@@ -792,7 +793,7 @@ def submission(
 
 @app.command()
 def passport(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<number>.")] = "cpu",
 ) -> None:
     """Test every kernel and backend on a device against known answers; training jobs ask for the same, cached.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -13,6 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from noscratch.errors import NoscratchError
+
+
+def processor() -> str:
+    """The processor, as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def gpu_count() -> int:
@@ -40,19 +51,41 @@ def gpu_count() -> int:
 def choose(device: str, tier: str, gpus: int) -> str:
     """ "cuda" or "cpu" for a training job, from `run.device`, the tier and the number of GPUs.
 
-    Raises NoscratchError above the smoke tier when a GPU is wanted and there is none: a night of CPU time is never
-    spent by accident.
+    Raises NoscratchError where there is no GPU and one is wanted: with `cuda`, and above the smoke tier unless it says
+    `cpu`, so that a night of CPU time is never spent by accident.
     """
     if device == "cpu":
         return "cpu"
     if gpus:
         return "cuda"
-    if tier == "smoke":
+    if tier == "smoke" and device == "auto":
         return "cpu"
     raise NoscratchError(
         f"Training jobs of tier {tier} run on a GPU (run.device: {device}); this host has none. "
         "Run them on a GPU host, or set run.device: cpu in params.yaml to spend CPU time on them."
     )
+
+
+def require(device: str) -> None:
+    """Return when PyTorch can compute on `device`; NoscratchError says what is missing.
+
+    Must come after `gpu_slot`: whoever asks CUDA fixes which GPUs it sees.
+    """
+    import torch
+
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", device):
+        raise NoscratchError(f"A device is cpu, cuda or cuda:<number>; got {device!r}. Name one of them.")
+    if device == "cpu":
+        return
+    seen = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= seen:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise NoscratchError(
+            f"Device {device} is a GPU that PyTorch sees; torch {torch.__version__} (built for CUDA: "
+            f"{torch.version.cuda or 'no'}) sees {seen}, with CUDA_VISIBLE_DEVICES {visible or 'not set'}. Install the "
+            "driver and a build for CUDA, or compute on the CPU (run.device: cpu in params.yaml). NOSCRATCH_GPUS must "
+            "not count GPUs that are not there."
+        )
 
 
 def together() -> bool:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noscratch import code
+from noscratch import atomic, code
+from noscratch.device import processor, require
 from noscratch.errors import NoscratchError
 from noscratch.known_answers import Case, Kernels, cases, tolerance
 
@@ -51,7 +50,7 @@ def check(device: str, cache: Path) -> dict[str, Any]:
     if report is None:
         report = identity | _summary(list(measure(device)))
         report["digest"] = _digest(report)
-        _store(path, report)
+        atomic.write(path, json.dumps(report, indent=1, sort_keys=True, allow_nan=False).encode())
     if report["failed"]:
         kernels = sorted({finding["kernel"] for finding in report["failed"]})
         first = report["failed"][0]
@@ -64,19 +63,25 @@ def check(device: str, cache: Path) -> dict[str, Any]:
 
 
 def identify(device: str) -> dict[str, Any]:
-    """What a report holds for: the device, the numerical libraries and the code of the kernels."""
+    """What a report holds for: the device, the numerical libraries and the code of the kernels.
+
+    Raises NoscratchError for a device that PyTorch does not have.
+    """
+    require(device)
     if torch.device(device).type == "cuda":
         found = torch.cuda.get_device_properties(device)
         what = {"name": found.name, "capability": f"{found.major}.{found.minor}", "memory": found.total_memory}
+        what["uuid"] = str(found.uuid)
     else:
-        what = {"name": device, "capability": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine()}
+        what = {"name": device, "processor": processor(), "machine": platform.machine()}
+        what["capability"] = torch.backends.cpu.get_cpu_capability()
     environment = {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "torch": torch.__version__,
         "build": hashlib.sha256(torch.__config__.show().encode()).hexdigest(),
     }
-    return {"schema": 1, "device": what, "environment": environment, "code": code.digest(("noscratch.passport",))}
+    return {"schema": 2, "device": what, "environment": environment, "code": code.digest(("noscratch.passport",))}
 
 
 def measure(device: str, kernels: Kernels | None = None, only: tuple[str, ...] = ()) -> Iterator[Finding]:
@@ -164,10 +169,3 @@ def _stored(path: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(report, dict) and report.get("digest") == _digest(report)
     return report if whole else None
-
-
-def _store(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-        json.dump(report, file, indent=1, sort_keys=True, allow_nan=False)
-    os.replace(file.name, path)

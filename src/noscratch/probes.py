@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from noscratch import device as devices
+from noscratch.device import processor
 from noscratch.errors import NoscratchError
 from noscratch.estimate import CHECKPOINTS, Clock, Price, Time, tokens_of
 from noscratch.plan import Job, Plan, canonical_json
 from noscratch.probe import FOUND, TOLD
-from noscratch.record import processor
 from noscratch.results import write_if_changed
 from noscratch.run_data import Batches, Shape, batches, read_data
 from noscratch.store import Store, as_json
@@ -48,7 +48,8 @@ class Probes:
     """Prices of this device, from probes that run when a price is first asked for."""
 
     def __init__(self, store: Store, plan: Plan, device: str) -> None:
-        """device: "cpu" or "cuda"."""
+        """device: "cpu" or "cuda"; NoscratchError where PyTorch does not have it."""
+        devices.require(device)
         self.store, self.plan, self.device = store, plan, device
         self.folder = store.data / "estimates"
         self._known: dict[str, Price] = {}

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from noscratch.device import processor
 from noscratch.plan import Job
 from noscratch.store import PROVENANCE, RECORD, as_json, read_record, sha256_of
 
@@ -169,16 +170,6 @@ def _commit(root: Path) -> tuple[str | None, bool | None]:
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return head.stdout.strip(), bool(status.stdout.strip())
-
-
-def processor() -> str:
-    """The processor, as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _versions() -> dict[str, str]:

@@ -181,6 +181,7 @@ def _train(
         nullcontext() if shared or how.device == "cpu" else devices.gpu_slot(store.data / ".slots", devices.gpu_count())
     )
     with slots:
+        devices.require(how.device)
         from noscratch import distributed, passport, train  # after the slot: it fixes which GPU CUDA sees
 
         checkpoints = _checkpoints(store, job)

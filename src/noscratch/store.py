@@ -15,15 +15,13 @@ import errno
 import hashlib
 import json
 import os
-import platform
-import re
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from noscratch.atomic import PREFIX, is_left, temporary_in
 from noscratch.errors import NoscratchError
 from noscratch.plan import VIEWS, Job, Plan
 
@@ -136,8 +134,8 @@ class Store:
 
         Whether a process of another host is alive cannot be seen here: what it left is found there.
         """
-        temporary = [*self.folder.glob(".tmp-*"), *self.data.glob(".tmp-*")]
-        found = [path for path in temporary if _is_left(path.name)]
+        # data/ itself, and its folders: store, passports
+        found = [p for pattern in ("", "*/") for p in self.data.glob(f"{pattern}{PREFIX}*") if is_left(p.name)]
         found += [path for path in self.folder.glob("[0-9a-f]*") if path.is_dir() and not (path / RECORD).is_file()]
         return sorted(found)
 
@@ -147,21 +145,6 @@ class Store:
         found = [path for path in self.folder.glob("[0-9a-f]*") if (path / RECORD).is_file()]
         found += (self.data / "checkpoints").glob("[0-9a-f]*")
         return sorted(path for path in found if path.name not in named)
-
-
-def temporary_in(folder: Path, stem: str) -> Path:
-    """A name that no other process uses, on this host or on another that shares the disk; it says whose it is."""
-    return folder / f".tmp-{stem}-{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
-
-
-def _is_left(name: str) -> bool:
-    """Is its maker dead for certain?"""
-    host, _, rest = name.rpartition("-")[2].partition(".")
-    return host == _host() and not Path(f"/proc/{rest.partition('.')[0]}").exists()
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", platform.node())
 
 
 def _seal(folder: Path) -> None:
