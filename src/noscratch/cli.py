@@ -396,7 +396,8 @@ def work(
 def import_(
     folder: Annotated[Path, typer.Argument(help="FILE.results of `noscratch work`, or folders of runs.")],
 ) -> None:
-    """Bring in runs made elsewhere; each must be of a tier's present plan, with the digests that its record states.
+    """Bring in runs made elsewhere, all or none: of a tier's present plan, with every digest right, and with the scores
+    that their predictions give.
 
     Example: noscratch import cells.tar.results
     """

@@ -9,17 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from noscratch.device import processor
 from noscratch.plan import Job
+from noscratch.schema import STATES, stated
 from noscratch.store import PROVENANCE, RECORD, as_json, read_record, sha256_of
 
-SCHEMA = 1
-STATES = ("done", "failed", "blocked", "diverged")
 LIBRARIES = (
     "numpy",
     "numba",
@@ -62,15 +60,7 @@ def _record(
 ) -> bytes:
     return as_json(
         {
-            "schema": SCHEMA,
-            "kind": job.kind,
-            "address": job.address,
-            "name": job.name,
-            "cell": asdict(job.cell) if job.cell else None,
-            "settings": job.settings,
-            "code": job.code,
-            "modules": list(job.modules),
-            "needs": dict(job.needs),
+            **stated(job),
             "inputs": dict(inputs),
             "state": state,
             "reason": reason,

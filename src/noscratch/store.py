@@ -23,7 +23,8 @@ from typing import Any
 
 from noscratch.atomic import PREFIX, is_left, temporary_in
 from noscratch.errors import NoscratchError
-from noscratch.plan import VIEWS, Job, Plan
+from noscratch.plan import VIEWS, Job, Plan, canonical_json
+from noscratch.schema import Record, parse, stated
 
 RECORD = "record.json"
 PROVENANCE = "provenance.json"
@@ -51,6 +52,27 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path}: a record is the JSON that its job wrote; this file is damaged ({error}). Remove its folder and "
             "run the same command: the job runs again."
         ) from error
+
+
+def read_strictly(folder: Path) -> dict[str, Any]:
+    """A record from elsewhere: NoscratchError unless it has the form, and the spelling, that every record has."""
+    path = folder / RECORD
+    try:
+        content = path.read_bytes()
+        record = parse(Record, content)
+        if as_json(record) != content:
+            raise ValueError("another spelling of the same JSON")
+    except ValueError as error:
+        raise NoscratchError(
+            f"{path}: a record is what its job wrote; this one is not: {error}. Remove its folder and take it from "
+            "where it came once more."
+        ) from None
+    return record
+
+
+def difference_from(job: Job, record: Mapping[str, Any]) -> str | None:
+    """The first field of a record that is not what the plan says of its job, or None."""
+    return next((f for f, v in stated(job).items() if canonical_json(record[f]) != canonical_json(v)), None)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -283,9 +305,14 @@ def sync(store: Store, plan: Plan) -> list[str]:
             folder = store.data / view / job.view
             if store.has(job) or not (folder / RECORD).is_file():
                 continue
-            record = read_record(folder)
+            record = read_strictly(folder)
             if record["address"] != job.address or record["state"] == "blocked":
                 continue
+            if (field := difference_from(job, record)) is not None:
+                raise NoscratchError(
+                    f"{folder}: a record of address {job.address} states what the plan does; its {field} is another. "
+                    f"Remove the folder, then `dvc checkout data/{view}`."
+                )
             verify(folder, record)
             with store.building(job) as place:
                 for name in _shown(folder):

@@ -36,9 +36,9 @@ def check(case: Case) -> Iterator[Finding]:
         path for entry in case.entries for path in files_below(entry.folder)
     )  # all at once keeps every thread busy
     for entry in case.entries:
-        yield from _artifacts(case, entry)
+        yield from artifacts(case, entry)
     for record in sorted(case.data.glob(f"store/[0-9a-f]*/{RECORD}")):  # also where the record cannot be read
-        yield from _sums(case, record.parent)
+        yield from sums(case, record.parent)
     yield from _strangers(case)
     yield from _twins(case)
     yield from _versioned(case)
@@ -46,7 +46,8 @@ def check(case: Case) -> Iterator[Finding]:
     yield from _committed(case)
 
 
-def _artifacts(case: Case, entry: Entry) -> Iterator[Finding]:
+def artifacts(case: Case, entry: Entry) -> Iterator[Finding]:
+    """The files beside a record, but those that are always there, are what it lists, no more and no less."""
     listed = entry.record["artifacts"]
     present = {path.relative_to(entry.folder).as_posix(): path for path in files_below(entry.folder)}
     for name in extras(entry.place):
@@ -65,22 +66,23 @@ def _artifacts(case: Case, entry: Entry) -> Iterator[Finding]:
             yield Finding(entry.at(name), "bytes", f"{size} bytes, recorded {listed[name]['bytes']}", AGAIN)
 
 
-def _sums(case: Case, folder: Path) -> Iterator[Finding]:
-    sums = folder / SUMS
-    if not sums.is_file():
+def sums(case: Case, folder: Path) -> Iterator[Finding]:
+    """SHA256SUMS of a store entry lists its files, as they are, in the one form that the store writes."""
+    path = folder / SUMS
+    if not path.is_file():
         got = "it is missing: the entry is older than such lists, or was changed"
-        yield Finding(case.relative(sums), "sums", got, AGAIN)
+        yield Finding(case.relative(path), "sums", got, AGAIN)
         return
-    content = sums.read_bytes()
+    content = path.read_bytes()
     lines = [LINE.fullmatch(line) for line in content.decode(errors="replace").split("\n")]
     listed = {line[2]: line[1] for line in lines if line}
     if content != "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode():
         got = "a line that is not `sha256  name`, in the order of names"
-        yield Finding(case.relative(sums), "sums", got, AGAIN)
-    present = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if path != sums}
+        yield Finding(case.relative(path), "sums", got, AGAIN)
+    present = {each.relative_to(folder).as_posix(): each for each in files_below(folder) if each != path}
     digests = case.digests.of(present.values())
     for name in sorted(listed.keys() | present.keys()):
-        place, of = case.relative(folder / name), case.relative(sums)
+        place, of = case.relative(folder / name), case.relative(path)
         if name not in present:
             yield Finding(place, "sums", f"it is missing; {of} lists it", AGAIN)
         elif name not in listed:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noscratch.audit.digests import Digests
 from noscratch.audit.planned import Plans, plans
 from noscratch.errors import NoscratchError
 from noscratch.plan import VIEWS
 from noscratch.results.published import RECORDS
+from noscratch.schema import Record, parse
 from noscratch.store import PROVENANCE, RECORD, SUMS, as_json
 
-PREDICTIONS, CURVES = "predictions.parquet", "curves.csv"
+PREDICTIONS, CURVES, WEIGHTS = "predictions.parquet", "curves.csv", "weights.safetensors"
 # What goes wrong when damaged or doctored files are read; each becomes a finding.
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, pa.ArrowException, NoscratchError)
 
@@ -52,7 +51,7 @@ RULES: Mapping[str, str] = {
     "verdicts": "verdicts are those that results and claims give",
     "pages": "the generated pages are those that the reports give",
     "numbers": "every number of a page leads to its bytes and is what they give",
-    "provenance": "a published run names the commit, device and time that it was made at",
+    "provenance": "a run names the commit, device and time that it was made at",
     "planned": "a published run stands in the plan of the commit that it names",
     "history": "evidence is only ever added: one address, one result, for good",
     "claims": "a claim does not change after its first verdict without a new version",
@@ -67,44 +66,6 @@ class Finding:
     rule: str
     got: str
     next: str
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Address = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-
-
-class _Artifact(_Strict):
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Sha
-
-
-class _Cell(_Strict):
-    tier: str
-    task: str
-    backbone: str
-    protocol: str
-    seed: Annotated[int, Field(ge=0)]
-
-
-class _Record(_Strict):
-    record_schema: Literal[1] = Field(alias="schema")
-    kind: Literal["fetch", "prepare", "tuning", "pretrain", "finetune", "bench", "count"]
-    address: Address
-    name: str
-    cell: _Cell | None
-    settings: dict[str, Any]
-    code: Sha
-    modules: list[str]
-    needs: dict[str, Address]
-    inputs: dict[str, Sha]
-    state: Literal["done", "failed", "blocked", "diverged"]
-    reason: str | None
-    artifacts: dict[str, _Artifact]
-    result: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -220,13 +181,8 @@ class Case:
         for path in paths:
             content = path.read_bytes()
             try:
-                record = json.loads(content)
-                _Record.model_validate(record)
+                record = parse(Record, content)
                 spelt = as_json(record) == content
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                self._break(path, f"{where}: {first['msg'].lower()}")
             except ValueError as error:  # not JSON, not UTF-8, NaN
                 self._break(path, str(error))
             else:

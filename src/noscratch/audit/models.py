@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from noscratch.audit.case import PREDICTIONS, UNREADABLE, Case, Entry, Finding
+from noscratch.audit.case import PREDICTIONS, UNREADABLE, WEIGHTS, Case, Entry, Finding
 from noscratch.data import Split, evaluation_batches, read_meta
 from noscratch.model import Model, build_model
 from noscratch.objectives import classify
 from noscratch.plan import BASELINES
-from noscratch.train import WEIGHTS, WIDTHS
+from noscratch.train import WIDTHS
 
 RERUN = "Remove the folder and run the job again."
 # How far, relative to the largest output, rounding may move what decides: other batches, another device, bfloat16.

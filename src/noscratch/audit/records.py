@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from noscratch.audit.case import CURVES, PREDICTIONS, UNREADABLE, Case, Entry, Finding
+from noscratch.audit.case import CURVES, PREDICTIONS, UNREADABLE, WEIGHTS, Case, Entry, Finding
 from noscratch.plan import BASELINES, canonical_json
 from noscratch.store import RECORD
 
@@ -36,13 +37,14 @@ def check(case: Case) -> Iterator[Finding]:
     yield from _inputs(case)
     for entry in case.runs:
         if entry.done:
-            yield from _guarded(entry, _run(case, entry))
+            yield from run(case, entry)
 
 
-def _guarded(entry: Entry, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """A run that cannot be checked is a finding of its own."""
+def run(case: Case, entry: Entry) -> Iterator[Finding]:
+    """A finished run against its own curve and predictions, and the prepared data; where that fails, it is a finding
+    too."""
     try:
-        yield from findings
+        yield from _run(case, entry)
     except UNREADABLE as error:
         yield Finding(entry.at(RECORD), "record", f"it cannot be checked: {type(error).__name__} {error}", RERUN)
 
@@ -98,6 +100,8 @@ def _inputs(case: Case) -> Iterator[Finding]:
 
 def _run(case: Case, entry: Entry) -> Iterator[Finding]:
     result, place = entry.record["result"], entry.at(RECORD)
+    if WEIGHTS not in entry.record["artifacts"] and entry.cell[2] not in BASELINES:
+        yield Finding(place, "record", "its weights are not among its artifacts", RERUN)
     curve = read_curve(entry.folder / CURVES)
     for split in sorted({split for split, _ in curve} - {"train", "validation"}):
         got = f"it has the split {split} at step {min(min(of) for (s, _), of in curve.items() if s == split)}"
@@ -105,11 +109,40 @@ def _run(case: Case, entry: Entry) -> Iterator[Finding]:
     if set(result["metrics"]) != SCORED[entry.kind] and set(result["metrics"]) | {"train"} != SCORED[entry.kind]:
         got = f"a run of kind {entry.kind} scores {', '.join(result['metrics'])}"
         yield Finding(place, "test-once", got, RERUN)
+    yield from _scored(case, entry)
     yield from _selection(entry, curve)
     if PREDICTED[entry.kind]:
         yield from _predictions(case, entry)
     elif PREDICTIONS in entry.record["artifacts"]:
         yield Finding(entry.at(PREDICTIONS), "test-once", f"a run of kind {entry.kind} has predictions", RERUN)
+
+
+def _scored(case: Case, entry: Entry) -> Iterator[Finding]:
+    """Every metric of the task is there for every split, none is extra; steps and examples are those it was told."""
+    result, place, told = entry.record["result"], entry.at(RECORD), entry.record["settings"].get("train", {})
+    if entry.cell[2] not in BASELINES and result["counts"]["steps"] != told.get("steps", result["counts"]["steps"]):
+        yield Finding(place, "record", f"it took {result['counts']['steps']} steps of {told['steps']}", RERUN)
+    prepared = case.needed(entry.record["needs"]["prepared"])
+    if prepared is None:
+        return
+    meta = json.loads((prepared.folder / "meta.json").read_text(encoding="utf-8"))
+    names = ["loss"] if entry.kind == "pretrain" else meta["metrics"]
+    if result["primary"] != names[0]:
+        yield Finding(place, "metrics", f"the primary metric is {names[0]}, it says {result['primary']}", RERUN)
+    for split, values in result["metrics"].items():
+        wanted = {"loss"} if split == "train" else {"loss", *names}
+        if values.keys() != wanted:
+            yield Finding(place, "metrics", f"{split} has {sorted(values)} of {sorted(wanted)}", RERUN)
+    if result["examples"].keys() != {"train", *result["metrics"]}:
+        yield Finding(place, "record", f"it counts examples of {sorted(result['examples'])}", RERUN)
+    if entry.kind != "pretrain" and (rows := _rows(prepared.folder / "train.arrow")) != result["examples"]["train"]:
+        got = f"it trained on {result['examples']['train']} examples, {rows} are prepared"
+        yield Finding(place, "record", got, RERUN)
+
+
+def _rows(path: Path) -> int:
+    with pa.memory_map(str(path)) as file:
+        return int(pa.ipc.open_file(file).read_all().num_rows)
 
 
 def read_curve(path: Path) -> Curve:
@@ -137,7 +170,11 @@ def _selection(entry: Entry, curve: Curve) -> Iterator[Finding]:
             got = f"the loss at its last step is {value}, the curve ends at {max(series, default=0)}"
             yield Finding(entry.at(CURVES), "curves", got, RERUN)
         return
-    if not selection["rule"].startswith(("highest validation ", "nothing to choose")):
+    baseline = entry.cell[2] in BASELINES
+    if not (
+        selection["rule"] == f"highest validation {primary}, the earliest of equals"
+        or (baseline and selection["rule"].startswith((f"highest validation {primary} over", "nothing to choose")))
+    ):
         yield Finding(place, "selection", f"it selects by {selection['rule']!r}", RERUN)
     if value != metrics["validation"][primary]:
         got = f"validation {primary} is {metrics['validation'][primary]}, it selected by {value}"
@@ -150,7 +187,7 @@ def _selection(entry: Entry, curve: Curve) -> Iterator[Finding]:
     if step not in series or series[step] != value:
         got = f"validation {primary} at step {step} is {series.get(step)}, the record says {value}"
         yield Finding(entry.at(CURVES), "curves", got, RERUN)
-    elif (best, series[best]) != (step, value) and entry.cell[2] not in BASELINES:
+    elif (best, series[best]) != (step, value) and not baseline:
         got = f"step {step} with validation {primary} {value} was kept, step {best} has {series[best]}"
         yield Finding(place, "selection", got, RERUN)
     elif series[best] != value:
@@ -160,7 +197,7 @@ def _selection(entry: Entry, curve: Curve) -> Iterator[Finding]:
         if at and at.get(step) != stated:
             got = f"validation {name} at step {step} is {at.get(step)}, the record says {stated}"
             yield Finding(entry.at(CURVES), "curves", got, RERUN)
-    if entry.cell[2] not in BASELINES and max(series) != steps:
+    if not baseline and max(series) != steps:
         yield Finding(entry.at(CURVES), "curves", f"it ends at step {max(series)} of {steps}", RERUN)
 
 
