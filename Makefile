@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: bench repro test tally test-slurm check serve proof laws install
+.PHONY: bench repro test tally test-slurm check serve proof laws licences install
 
 repro: install  ## build everything of the tier that params.yaml names, then say what was built and what to open
 	@noscratch repro
@@ -54,6 +54,9 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 
 laws: install  ## every kernel law on at least 10,000 examples, counted for the site; about half an hour of CPU time
 	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 --tally reports/records/tests/laws.json tests/test_kernels_*.py
+
+licences: install  ## write site/docs/licences.md anew, after requirements.lock has changed
+	@python tests/licences.py
 
 install: $(STAMP)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 import subprocess
 import sys
@@ -12,23 +11,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+import licences
+from licences import canonical, locked
+
+ROOT = licences.ROOT
 LOCK = (ROOT / "requirements.lock").read_text()
 TORCH = "torch==2.13.0"
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def locked() -> dict[str, tuple[str, int]]:
-    """Name -> version and number of hashes."""
-    found = {}
-    for block in re.split(r"\n(?=[A-Za-z])", LOCK):
-        pin = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", block)
-        if pin:
-            found[canonical(pin[1])] = (pin[2], len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
-    return found
 
 
 def wanted() -> set[str]:
@@ -77,38 +65,20 @@ def test_the_dockerfile_is_sound() -> None:
     assert {"data", ".venv"} <= set(ignored)
 
 
-# Families that an Apache-2.0 project may depend on.
-FREE = re.compile("MIT|BSD|Apache|PSF|Python Software|ISC|MPL|Mozilla|Unlicense|Zlib|HPND|CC0|Public Domain|CNRI", re.I)
-# Others, looked at one by one. Tools of the pipeline, run as they are and never shipped with the product: asyncssh,
-# grandalf and pygit2 (DVC's), zc-lockfile (Zope's licence is of the BSD kind). Packages whose metadata name no licence
-# but whose repositories do (MIT): the rest.
-LOOKED_AT = {
-    "asyncssh",
-    "axe-playwright-python",
-    "conda-inject",
-    "grandalf",
-    "pygit2",
-    "snakemake-interface-common",
-    "snakemake-interface-logger-plugins",
-    "snakemake-interface-report-plugins",
-    "snakemake-interface-scheduler-plugins",
-    "snakemake-interface-storage-plugins",
-    "zc-lockfile",
-}
-
-
 def test_licences_are_listed_and_free() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "piplicenses", "--format=json", "--from=mixed"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = {canonical(row["Name"]): row["License"] for row in json.loads(done.stdout)}
-    assert len(found) > 150
-    pins = locked()
-    unclear = {n: licence for n, licence in found.items() if n in pins and not FREE.search(licence)}
-    assert unclear.keys() <= LOOKED_AT, unclear
+    """Of the lock, of torch and of what is installed: the page says the same."""
+    assert licences.PAGE.read_text() == licences.page(), "make licences"
+    installed = {canonical(d.metadata["Name"]): d.version.partition("+")[0] for d in importlib.metadata.distributions()}
+    rows = [line.strip("| ").split(" | ") for line in licences.PAGE.read_text().splitlines() if line.startswith("| ")]
+    listed = {name: (version, licence) for name, version, licence in rows[2:]}
+    tools = {"noscratch", "pip"}  # the project itself, and what installs the rest
+    unlisted = {
+        name for name in installed.keys() - listed.keys() if not name.startswith(("nvidia-", "cuda-", "triton"))
+    }
+    assert unlisted <= tools
+    assert {n: v for n, v in installed.items() if n in listed and listed[n][0] != v} == {}
+    unclear = {name for name, (_, licence) in listed.items() if not licences.FREE.search(licence)}
+    assert unclear <= licences.LOOKED_AT.keys() <= listed.keys()
 
 
 @pytest.mark.slow
