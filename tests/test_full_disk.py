@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,17 @@ def repeatable(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if not name.endswith(("provenance.json", "SHA256SUMS"))}
 
 
-def fill(checkout: Checkout) -> Path:
+@contextmanager
+def full(checkout: Checkout, left: int = LEFT) -> Iterator[None]:
+    """Fill the disk but for `left` bytes."""
     filler = checkout.root.parent / "filler"
     status = os.statvfs(checkout.root)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - LEFT)
-    return filler
+    try:
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - left)
+        yield
+    finally:
+        filler.unlink()
 
 
 def remove(checkout: Checkout, *names: str) -> None:
@@ -81,6 +87,8 @@ def address(checkout: Checkout, kind: str, label: str) -> str:
 NO_BYTE_CODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 RUN = "smoke-listops-s4d-spt-masked-seed0"
 STAGES = {
+    "sources": ("sources --refresh", "data/availability.json"),
+    "count": ("count", "reports/records/architecture/record.json"),
     "prepare": ("run", "data/store/*-prepare-listops"),
     "pretrain": ("run", f"data/store/*-pretrain-{RUN}"),
     "finetune": ("run", f"data/store/*-finetune-{RUN}"),
@@ -90,8 +98,10 @@ STAGES = {
     "publish": ("publish", "site/docs/generated"),
     "site": ("site", "public"),
     "repro": ("repro", "public"),  # stops before DVC would rewrite dvc.lock in place
+    "commit": ("commit", "reports/verdicts.parquet"),
     "pack": (f"pack --select {RUN.split('-')[2]},scratch --out cells.tar", "data/store/*-s4d-scratch-seed0"),
 }
+SMALL = ("sources", "count")  # what they write fits into a block
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -106,15 +116,13 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(small_disk: Checkou
         gone = ["reports/cells.parquet", "reports/compute.parquet", "reports/flags.parquet", "reports/verdicts.parquet"]
     remove(small_disk, *gone)
     start = everything(small_disk)
-    filler = fill(small_disk)
-    try:
+    with full(small_disk, 0 if stage in SMALL else LEFT):
         done = small_disk.noscratch(*arguments, check=False, **NO_BYTE_CODE)
-    finally:
-        filler.unlink()
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 1, said
     assert "No space left on device" in said
     assert stage == "site" or "Traceback" not in said  # there MkDocs speaks
+    assert not [path for path in small_disk.root.rglob(".tmp-*") if ".dvc" not in path.parts]
     after = everything(small_disk)
     whole = {name: content for name, content in after.items() if name in start or before.get(name) == content}
     whole |= {name: content for name, content in after.items() if name.startswith("data/checkpoints/")}  # to go on from
@@ -123,3 +131,36 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(small_disk: Checkou
     remove(small_disk, "cells.tar")
     if stage != "pack":
         assert repeatable(everything(small_disk)) == repeatable(before)
+
+
+def test_an_import_into_a_full_disk_takes_nothing(small_disk: Checkout, tmp_path: Path) -> None:
+    before = everything(small_disk)
+    (entry,) = small_disk.root.glob(f"data/store/*-finetune-{RUN}")
+    shutil.copytree(entry, tmp_path / "runs" / entry.name)
+    remove(small_disk, entry.relative_to(small_disk.root).as_posix())
+    start = everything(small_disk)
+    with full(small_disk):
+        done = small_disk.noscratch("import", str(tmp_path / "runs"), check=False, **NO_BYTE_CODE)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert "Importing runs needs disk space" in said
+    assert "Traceback" not in said
+    assert everything(small_disk) == start
+    small_disk.noscratch("import", str(tmp_path / "runs"), **NO_BYTE_CODE)
+    assert everything(small_disk) == before
+
+
+def test_work_on_a_full_disk_unpacks_nothing(small_disk: Checkout) -> None:
+    remove(small_disk, "data/store/*-finetune-smoke-listops-s4d-scratch-seed0")
+    folder = small_disk.root.parent / "host"
+    folder.mkdir()
+    small_disk.noscratch("pack", "--select", "s4d,scratch", "--out", str(folder / "cells.tar"))
+    here, path = Checkout(folder), str(small_disk.root / "src")
+    with full(small_disk):
+        done = here.noscratch("work", "cells.tar", check=False, PYTHONPATH=path, **NO_BYTE_CODE)
+    assert done.returncode == 1
+    assert "Unpacking cells.tar needs disk space" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["cells.tar"]
+    here.noscratch("work", "cells.tar", PYTHONPATH=path, **NO_BYTE_CODE)
+    small_disk.noscratch("import", str(folder / "cells.tar.results"))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from noscratch import atomic
 from noscratch.device import processor
 from noscratch.plan import Job
 from noscratch.schema import STATES, stated
@@ -40,9 +41,9 @@ def write_record(
     artifacts = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path not in (folder / RECORD, folder / PROVENANCE)
     }
-    (folder / RECORD).write_bytes(_record(job, state, inputs, result, reason, artifacts))
+    atomic.write(folder / RECORD, _record(job, state, inputs, result, reason, artifacts))
 
 
 def blocked_record(job: Job, reason: str) -> bytes:
@@ -81,8 +82,6 @@ def write_bench(
     reports/records/, under an address like any result's (settings and the code of `modules`).
     """
     job = Job("bench", name, settings, modules, {}, name)
-    for path in (folder / RECORD, folder / PROVENANCE):
-        path.unlink(missing_ok=True)
     write_record(job, folder, "done", {}, {})
     watch.write(folder, {})
 
@@ -94,7 +93,6 @@ def count_job(name: str, settings: Mapping[str, Any], modules: tuple[str, ...]) 
 
 def write_count(folder: Path, job: Job) -> None:
     """Record what was counted, in tables that stand in `folder`."""
-    (folder / RECORD).unlink(missing_ok=True)
     write_record(job, folder, "done", {}, {})
 
 
@@ -138,7 +136,7 @@ class Stopwatch:
                 **extra,
             }
         )
-        (folder / PROVENANCE).write_bytes(provenance)
+        atomic.write(folder / PROVENANCE, provenance)
 
 
 def _commit(root: Path) -> tuple[str | None, bool | None]:
