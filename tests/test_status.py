@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from noscratch import terminal
 from noscratch.cli import app
 from noscratch.errors import NoscratchError
 from noscratch.plan import Job, Plan, read_plan
@@ -76,9 +77,67 @@ def test_ages_are_those_of_the_present_results(checkout: tuple[Store, Plan]) -> 
     said = CliRunner().invoke(app, ["status", "--backbone", "s4d"]).output
     row = next(row for row in said.splitlines() if row.startswith("listops"))
     assert row.split()[:2] == ["listops", "s4d"]
-    assert row.rstrip().endswith("3 d")
-    assert "2 h" in row
+    assert "2 done" in row
+    assert row.rstrip().endswith("; 2 h to 3 d")
     assert "majority" not in said
+
+
+def log(store: Store, job: Job, text: str, seconds: float = 0) -> None:
+    """What the last run of a job said, as long ago as that."""
+    path = store.data / "logs" / f"{job.name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+LONG = "step 1/4, loss 2.0\n" * 2000
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\nZeroDivisionError: division by zero\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("error: A step needs memory; there is none. Take less.\n", "A step needs memory; there is none. Take less."),
+        (LONG + "error: A step needs\nmemory.\n", "A step needs memory."),
+        (LONG + TRACEBACK, "ZeroDivisionError: division by zero"),
+        (TRACEBACK + "\nDuring handling:\n\n" + TRACEBACK.replace("Zero", "One"), "OneDivisionError: division by zero"),
+        (LONG, None),  # it runs, or was killed
+        ("", None),
+        ("smoke: stopped at a checkpoint; run the same command to go on\n", None),
+    ],
+)
+def test_a_job_that_crashed_is_failed_and_its_log_says_why(
+    checkout: tuple[Store, Plan], said: str, reason: str | None
+) -> None:
+    store, plan = checkout
+    job = next(job for job in plan.of("finetune") if job.cell and job.cell.backbone == "s4d")
+    log(store, job, said, 7300)
+    assert states(store, plan)[job.address] == ("failed" if reason else "planned")
+    [line] = [line for line in grid(store, plan) if line.backbone == "s4d"]
+    assert line.counts["failed"] == bool(reason)
+    assert line.newest == (pytest.approx(7300, abs=60) if reason else None)
+    output = CliRunner().invoke(app, ["status"]).output
+    assert (f"failed    {job.name}: {reason} (2 h ago; data/logs/{job.name}.log)" in output) == bool(reason)
+    log(store, job, said)
+    publish(store, job, "done")  # and it ran again
+    assert states(store, plan)[job.address] == "done"
+    assert "failed" not in CliRunner().invoke(app, ["status"]).output
+
+
+def test_names_are_whole_on_a_narrow_terminal(checkout: tuple[Store, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, plan = checkout
+    shutil.copyfile(TINY.parents[2] / "params.yaml", store.root / "params.yaml")
+    monkeypatch.setattr(terminal.out, "_width", 60)
+    plan = read_plan(store.root)
+    rows = [line.split() for line in CliRunner().invoke(app, ["status"]).output.splitlines()]
+    shown = {tuple(row[:2]) for row in rows}
+    assert {(job.cell.task, job.cell.backbone) for job in plan.in_view("runs") if job.cell} <= shown
+    lines = CliRunner().invoke(app, ["plan"]).output.splitlines()
+    column = slice(lines[0].index("job"), lines[0].index("state"))
+    said = "".join(line[column].strip() for line in lines)
+    assert all(job.label in said for job in plan.jobs.values())
 
 
 def test_a_name_that_is_not_in_the_plan(checkout: tuple[Store, Plan]) -> None:

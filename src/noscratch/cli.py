@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from noscratch import availability, recorded, telemetry
 from noscratch import device as devices
@@ -114,7 +114,7 @@ def plan(
     if targets:
         out.print("\n".join(target(job) for job in jobs if states[job.address] != "blocked"), markup=False)
         return
-    table = Table("address", "kind", "job", "state", box=None, pad_edge=False)
+    table = Table("address", "kind", Column("job", overflow="fold"), "state", box=None, pad_edge=False)
     for job in jobs:
         table.add_row(job.address, job.kind, job.label, states[job.address])
     out.print(table)
@@ -125,10 +125,11 @@ def status(
     task: Annotated[str | None, typer.Option(help="Only the runs of this task.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Only the runs of this backbone.")] = None,
 ) -> None:
-    """Count the jobs of the chosen tier by kind and state, then its runs by task and backbone with their ages; give the
-    reason of each job that is not done.
+    """Count the jobs of the chosen tier by kind and state, then its runs by task and backbone with the ages of the
+    newest and the oldest; give the reason of each job that is not done.
 
-    Planned: nothing is there yet. Stale: only results of other settings, code or data are.
+    Planned: nothing is there yet. Stale: only results of other settings, code or data are. Failed: so says its record,
+    or the log of a job that ended in an error and left none.
 
     Example: noscratch status --task listops
     """
@@ -144,12 +145,14 @@ def status(
     ):
         if chosen is not None and chosen not in known:
             raise NoscratchError(f"--{option} is one of {', '.join(known)}; got {chosen!r}. Name one of them.")
-    table = Table("task", "backbone", *progress.STATES, "newest", "oldest", box=None, pad_edge=False)
+    lines = [line for line in lines if task in (None, line.task) and backbone in (None, line.backbone)]
+    # Names stay whole on a narrow terminal; the rest of a line may take several there.
+    names = (Column(name, no_wrap=True) for name in ("task", "backbone"))
+    table = Table(*names, "runs", box=None, pad_edge=False)
     for line in lines:
-        if task in (None, line.task) and backbone in (None, line.backbone):
-            counts = (str(line.counts[state] or "") for state in progress.STATES)
-            ages = ("" if each is None else progress.age(each) for each in (line.newest, line.oldest))
-            table.add_row(line.task, line.backbone, *counts, *ages)
+        said = ", ".join(f"{line.counts[state]} {state}" for state in progress.STATES if line.counts[state])
+        ages = dict.fromkeys(progress.age(each) for each in (line.newest, line.oldest) if each is not None)
+        table.add_row(line.task, line.backbone, "; ".join(filter(None, [said, " to ".join(ages)])))
     out.print(table)
     for reason in progress.reasons(store, the_plan):
         out.print(escape(reason))
@@ -207,8 +210,8 @@ def watch(
 
 
 def _watched(data: Path) -> Table:
-    columns = ("job", "", "step", "loss", "tokens/s", "left", "memory", "said")
-    table = Table(*columns, box=None, pad_edge=False)
+    columns = ("", "step", "loss", "tokens/s", "left", "memory", "said")
+    table = Table(Column("job", overflow="fold"), *columns, box=None, pad_edge=False)
     for job in telemetry.watched(data):
         line = job.line
         table.add_row(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 from noscratch import availability
 from noscratch.plan import Job, Plan
 from noscratch.store import RECORD, Store, read_record
 
 # `planned`: nothing is there yet. `stale`: only results of other settings, code or data are, under other addresses.
+# `failed`: its record says so, or it ended in an error that only its log tells.
 STATES = ("planned", "stale", "done", "failed", "diverged", "blocked")
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -18,7 +20,7 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 @dataclass(frozen=True)
 class Line:
     """The runs of one task and backbone: how many are in each state, and the age in seconds of the newest and oldest
-    result (None where there is none)."""
+    end (None where none has ended)."""
 
     task: str
     backbone: str
@@ -27,9 +29,42 @@ class Line:
     oldest: float | None
 
 
+TAIL = 2**14  # bytes at the end of a log that are looked at
+ERROR, TRACEBACK = "error: ", "Traceback (most recent call last):"  # how they begin in a log
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A job that ended in an error and has no result: what was said last, where, and how many seconds ago."""
+
+    reason: str
+    log: Path
+    age: float
+
+
+def crashed(store: Store, plan: Plan) -> dict[str, Crash]:
+    """Address -> its end, of every job without a result whose log ends in an error.
+
+    A log is that of the last run: a job that runs, was killed or stopped at a checkpoint has no error in it.
+    """
+    found = {}
+    for path in (store.data / "logs").glob("*.log"):
+        job = plan.jobs.get(path.name[:12])
+        if job is None or store.has(job):
+            continue
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = [line.rstrip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        begins = [k for k, line in enumerate(lines) if line.startswith((ERROR, TRACEBACK))]
+        if begins:
+            said = lines[-1] if lines[begins[-1]] == TRACEBACK else " ".join(lines[begins[-1] :]).removeprefix(ERROR)
+            found[job.address] = Crash(said, path, time.time() - path.stat().st_mtime)
+    return found
+
+
 def states(store: Store, plan: Plan) -> dict[str, str]:
     """Address -> state of every job of the plan, one of STATES."""
-    cannot = availability.blocked(store, plan)
+    cannot, ended = availability.blocked(store, plan), crashed(store, plan)
     present = {path.parent.name[13:] for path in store.folder.glob(f"*/{RECORD}")}  # names without their address
     found = {}
     for job in plan.jobs.values():
@@ -37,6 +72,8 @@ def states(store: Store, plan: Plan) -> dict[str, str]:
             found[job.address] = str(read_record(store.path(job))["state"])
         elif job.address in cannot:
             found[job.address] = "blocked"
+        elif job.address in ended:
+            found[job.address] = "failed"
         else:
             found[job.address] = "stale" if job.name[13:] in present else "planned"
     return found
@@ -51,6 +88,9 @@ def reasons(store: Store, plan: Plan) -> list[str]:
             record = read_record(store.path(job))
             if record["state"] != "done":
                 lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
+    for address, end in crashed(store, plan).items():
+        where = end.log.relative_to(store.root).as_posix()
+        lines.append(f"failed    {plan[address].name}: {end.reason} ({age(end.age)} ago; {where})")
     waiting = Counter(job.kind for job in [*plan.of("prepare"), *plan.in_view("runs")] if job.address in cannot)
     if waiting:
         lines.append("waiting   on them: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
@@ -59,7 +99,7 @@ def reasons(store: Store, plan: Plan) -> list[str]:
 
 def grid(store: Store, plan: Plan) -> list[Line]:
     """The runs of the plan by task and backbone, in plan order."""
-    now, state = time.time(), states(store, plan)
+    now, state, ended = time.time(), states(store, plan), crashed(store, plan)
     groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for job in plan.in_view("runs"):
         if job.cell is not None:
@@ -67,6 +107,7 @@ def grid(store: Store, plan: Plan) -> list[Line]:
     lines = []
     for (task, backbone), jobs in groups.items():
         ages = [now - (store.path(job) / RECORD).stat().st_mtime for job in jobs if store.has(job)]
+        ages += [ended[job.address].age for job in jobs if job.address in ended]
         counts = Counter(state[job.address] for job in jobs)
         lines.append(Line(task, backbone, counts, min(ages, default=None), max(ages, default=None)))
     return lines
