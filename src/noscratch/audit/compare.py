@@ -40,7 +40,7 @@ PINNED = ("constraints.txt", "requirements.lock", "Makefile")
 SUMMARY = "noscratch.results.collect"
 # How a job of a cell is called in a cause.
 PHASES = {"pretrain": "self-pretraining", "finetune": "fine-tuning"}
-# What DVC is asked: the words before the two commits, and those behind.
+# What DVC is asked: the words before the two commits, and those behind. `dvc plots diff` makes a page.
 BESIDE: tuple[tuple[list[str], list[str]], ...] = (
     (["diff"], ["--json"]),
     (["params", "diff"], []),
