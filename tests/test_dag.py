@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from checkout import Checkout
+from noscratch.atomic import is_left, temporary_in
 
 pytestmark = pytest.mark.xdist_group("engines")
 
@@ -64,8 +66,7 @@ def touched(checkout: Checkout) -> None:
 
 
 def whitespace(checkout: Checkout) -> None:
-    file = checkout.root / "src/noscratch/train.py"
-    file.write_text(file.read_text().replace("\n\n\ndef run(", "\n\n\n# A comment.\n\n\ndef run("))
+    checkout.edit("src/noscratch/train.py", "\n\n\ndef run(", "\n\n\n# A comment.\n\n\ndef run(")
 
 
 def one_setting(checkout: Checkout) -> None:
@@ -77,17 +78,27 @@ def one_backbone(checkout: Checkout) -> None:
     file.write_text(file.read_text() + "\n\nMORE = 1\n")
 
 
+def left_by_a_dead_process(folder: Path) -> Path:
+    """The name under which a process that is no more was building a result."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path = temporary_in(folder.parent, folder.name)
+    path = path.with_name(path.name.replace(f".{os.getpid()}.", f".{dead.pid}."))
+    assert is_left(path.name)
+    return path
+
+
 def killed_in_mid_cell(checkout: Checkout) -> None:
     """Its temporary folder and a checkpoint are left, and its result is not."""
     folder = entry(checkout, f"pretrain {RUN.format('spt-masked')}")
-    folder.rename(folder.with_name(f".tmp-{folder.name}-999999"))
+    folder.rename(left_by_a_dead_process(folder))
     (checkout.root / "data/checkpoints" / folder.name).mkdir(parents=True)
 
 
 def killed_in_mid_rename(checkout: Checkout) -> None:
     """The engine's empty folder stands, and the temporary one was not moved yet."""
     folder = entry(checkout, f"finetune {RUN.format('scratch')}")
-    folder.rename(folder.with_name(f".tmp-{folder.name}-999999"))
+    folder.rename(left_by_a_dead_process(folder))
     folder.mkdir()
 
 
