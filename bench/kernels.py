@@ -9,7 +9,8 @@ time with one thread, of elapsed time with more, for which the machine must be i
 the number of threads. Environments: "plain", as shipped; "equal", where the whole process keeps freed memory (glibc's
 mallopt), which helps all sides. Peers are checkouts of the repositories in bench/peers.py, and need einops and
 opt_einsum. Peak memory is that of one forward and backward pass at the longest shape in a fresh process, plain.
-Writes FOLDER/kernels.parquet and kernels.json after every shape, prints the table of ratios, and leaves a record.
+Writes FOLDER/kernels.parquet and kernels.json after every shape, prints the table of ratios, and leaves a record. What
+FOLDER holds of other conditions stays; each row says at which commit it was measured.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from noscratch.kernels import attention, conv, scan, structured
 from noscratch.record import Stopwatch, write_bench
 
 MODULES = tuple(f"noscratch.backbones.{name}" for name in ("bigs", "dss", "s4", "s4d", "sgconv"))
+ROOT = Path(__file__).parents[1]
 OURS, PLAIN = "noscratch", "plain PyTorch"
 ENVIRONMENTS = ("plain", "equal")
 TAKE = 3.0  # seconds of rounds in one process
@@ -92,6 +94,7 @@ class Row:
     peak_ratio: float | None
     device: str
     torch: str
+    commit: str
 
 
 # ---------------------------------------------------------------- this project's side
@@ -443,7 +446,7 @@ def measure(
         for item in item_names
     }
     revisions = {peers.PEERS[name].repository: peers.revision(path) for name, path in checkouts.items()}
-    machine = _timing.device()
+    machine, commit = _timing.device(), peers.revision(ROOT)
     rows = []
     for item, timings in found.items():
         peaks = {
@@ -464,6 +467,7 @@ def measure(
                     peaks[name] / peaks[OURS] if peaks.get(OURS) else None,
                     machine,
                     torch.__version__,
+                    commit,
                 )
             )
     return rows
@@ -477,6 +481,7 @@ SCHEMA = pa.schema(
     + [("environment", pa.string()), ("threads", pa.int64()), ("candidate", pa.string()), ("revision", pa.string())]
     + [("best", pa.float64()), ("median", pa.float64()), ("rounds", pa.int64()), ("ratio", pa.float64())]
     + [("peak", pa.int64()), ("peak_ratio", pa.float64()), ("device", pa.string()), ("torch", pa.string())]
+    + [("commit", pa.string())]
 )
 
 
@@ -486,6 +491,13 @@ def write(rows: Sequence[Row], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(records, SCHEMA), out / "kernels.parquet")
     (out / "kernels.json").write_text(json.dumps(records, indent=1) + "\n")
+
+
+def of_others(out: Path, conditions: Sequence[Condition]) -> list[Row]:
+    """The rows of a measurement that lies in `out`, but for those of `conditions`."""
+    file = out / "kernels.json"
+    rows = [Row(**row) for row in json.loads(file.read_text())] if file.is_file() else []
+    return [row for row in rows if (row.environment, row.threads) not in conditions]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -531,10 +543,10 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
-    watch = Stopwatch(Path(__file__).parents[1], "cpu")
+    watch = Stopwatch(ROOT, "cpu")
     paths = {"s4": asked.peer_s4, "s4d": asked.peer_s4, "sgconv": asked.peer_sgconv, "bigs": asked.peer_bigs}
     checkouts = {name: path for name, path in paths.items() if path is not None}
-    rows: list[Row] = []
+    rows = of_others(asked.out, asked.conditions)
     longest = max(shape.length for shape in asked.shapes)
     for condition in asked.conditions:
         for shape in asked.shapes:

@@ -8,6 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -127,6 +128,24 @@ def test_candidates_run_in_turn_after_a_round_that_does_not_count() -> None:
     found = _timing.round_robin({name: partial(calls.append, name) for name in "ab"}, seconds=0.0, threads=1)
     assert calls == ["a", "b"] * (1 + _timing.LEAST_ROUNDS)
     assert {timing.rounds for timing in found.values()} == {_timing.LEAST_ROUNDS}
+
+
+def test_a_measurement_keeps_the_rows_of_other_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_timing, "alone", lambda function, *rest: function(*rest))
+    monkeypatch.setattr(kernels, "keep_freed_memory", lambda: True)
+
+    def rows(*arguments: str) -> list[dict[str, Any]]:
+        command = (
+            f"bench.kernels --out {tmp_path} --shapes 2,8,64,8 --items linear --seconds 0 --no-memory --conditions"
+        )
+        monkeypatch.setattr(sys, "argv", [*command.split(), *arguments])
+        kernels.main()
+        return pq.read_table(tmp_path / "kernels.parquet").to_pylist()
+
+    plain, equal = rows("plain,1"), rows("equal,1")
+    assert equal[: len(plain)] == plain
+    assert [row["environment"] for row in equal] == ["plain", "plain", "equal", "equal"]
+    assert rows("plain,1")[: len(plain)] == equal[len(plain) :]
 
 
 def test_takes_are_joined_and_the_best_of_all_counts() -> None:
