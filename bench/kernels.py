@@ -10,7 +10,7 @@ the number of threads. Environments: "plain", as shipped; "equal", where the who
 mallopt), which helps all sides. Peers are checkouts of the repositories in bench/peers.py, and need einops and
 opt_einsum. Peak memory is that of one forward and backward pass at the longest shape in a fresh process, plain.
 Writes FOLDER/kernels.parquet and kernels.json after every shape, prints the table of ratios, and leaves a record. What
-FOLDER holds of other conditions stays; each row says at which commit it was measured.
+FOLDER holds of other comparisons stays; each row says at which commit it was measured.
 """
 
 from __future__ import annotations
@@ -493,11 +493,21 @@ def write(rows: Sequence[Row], out: Path) -> None:
     (out / "kernels.json").write_text(json.dumps(records, indent=1) + "\n")
 
 
-def of_others(out: Path, conditions: Sequence[Condition]) -> list[Row]:
-    """The rows of a measurement that lies in `out`, but for those of `conditions`."""
+def measured(out: Path) -> list[Row]:
+    """The rows of the measurement that lies in `out`."""
     file = out / "kernels.json"
-    rows = [Row(**row) for row in json.loads(file.read_text())] if file.is_file() else []
-    return [row for row in rows if (row.environment, row.threads) not in conditions]
+    return [Row(**row) for row in json.loads(file.read_text())] if file.is_file() else []
+
+
+def renewed(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """`rows`, but for the comparisons that `new` made again, and `new`."""
+    again = {comparison(row) for row in new}
+    return [*(row for row in rows if comparison(row) not in again), *new]
+
+
+def comparison(row: Row) -> tuple[Any, ...]:
+    """What was compared, where."""
+    return row.item, row.batch, row.heads, row.length, row.states, row.environment, row.threads
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -506,8 +516,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head]
     comparisons: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = row.item, row.batch, row.heads, row.length, row.states, row.environment, row.threads
-        comparisons.setdefault(key, []).append(row)
+        comparisons.setdefault(comparison(row), []).append(row)
     for (item, *shape, environment, threads), group in comparisons.items():
         ours = next(row for row in group if row.candidate == OURS)
         others = [
@@ -546,13 +555,13 @@ def main() -> None:
     watch = Stopwatch(ROOT, "cpu")
     paths = {"s4": asked.peer_s4, "s4d": asked.peer_s4, "sgconv": asked.peer_sgconv, "bigs": asked.peer_bigs}
     checkouts = {name: path for name, path in paths.items() if path is not None}
-    rows = of_others(asked.out, asked.conditions)
+    rows = measured(asked.out)
     longest = max(shape.length for shape in asked.shapes)
     for condition in asked.conditions:
         for shape in asked.shapes:
             memory = not asked.no_memory and condition == asked.conditions[0] and shape.length == longest
             new = measure(asked.items, shape, condition, asked.seconds, checkouts, memory)
-            rows += new
+            rows = renewed(rows, new)
             write(rows, asked.out)
             print(table(new), flush=True)
     settings = {

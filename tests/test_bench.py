@@ -130,7 +130,7 @@ def test_candidates_run_in_turn_after_a_round_that_does_not_count() -> None:
     assert {timing.rounds for timing in found.values()} == {_timing.LEAST_ROUNDS}
 
 
-def test_a_measurement_keeps_the_rows_of_other_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_keeps_the_rows_of_other_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_timing, "alone", lambda function, *rest: function(*rest))
     monkeypatch.setattr(kernels, "keep_freed_memory", lambda: True)
 
