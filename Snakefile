@@ -25,8 +25,9 @@ from noscratch.store import Store, target
 
 STORE, PLAN = Store(Path.cwd()), read_plan(Path.cwd())
 NOSCRATCH = f"{shlex.quote(sys.executable)} -m noscratch"
-# --jobs is given for a cluster, --cores for this host, neither where a graph is only drawn.
-ON_CLUSTER = workflow.resource_settings.nodes is not None
+# --jobs is given for a cluster, --cores for this host, neither where a graph is only drawn. Inside a cluster's job, where
+# Snakemake runs once more, the profile's config alone tells.
+ON_CLUSTER = workflow.resource_settings.nodes is not None or "cluster" in config
 WORKS = ON_CLUSTER or workflow.resource_settings.cores is not None
 DRAWN = not (WORKS or workflow.output_settings.dryrun)
 MEMORY = 4000  # MB
@@ -77,9 +78,16 @@ def shown_in(*views):
 
 
 def stop_after(wildcards, resources):
-    """On a cluster a job saves and ends some minutes before its time is over, and is called again."""
+    """On a cluster a job saves and ends some minutes before its time is over, and is called again: Slurm's queue up
+    by themselves, which is no failure and so costs no retry and asks for no more memory.
+    """
     minutes = resources.get("runtime")
-    return f"--stop-after {max(60 * minutes - 300, 30 * minutes)}" if minutes else ""
+    again = " --requeue" if config.get("cluster") == "slurm" else ""
+    return (
+        f"--stop-after {max(60 * minutes - 300, 30 * minutes)}{again}"
+        if minutes
+        else ""
+    )
 
 
 def memory(wildcards, attempt):

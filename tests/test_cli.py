@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from checkout import ROOT, Checkout, make_checkout
 from noscratch import cli
 from noscratch.cli import app
+from noscratch.cluster import queue_again
 from noscratch.plan import read_plan
 
 
@@ -83,6 +84,32 @@ def test_a_stop_at_a_checkpoint_asks_to_be_called_again(
     assert done.exit_code == code
     assert said in done.output
     assert bool(said) == bool(done.output)
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "refused", "again"),
+    [
+        ("7", "RUNNING", 0, True),
+        ("7", "COMPLETING", 0, False),  # it is being cancelled, or its time is over
+        ("7", "", 0, False),
+        ("7", "RUNNING", 1, False),  # a cluster that allows no requeueing
+        (None, "RUNNING", 0, False),
+    ],
+)
+def test_a_stopped_job_queues_up_again_only_while_it_runs(
+    job: str | None, state: str, refused: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, does in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" >> {tmp_path}/said; exit {refused}')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    assert queue_again() is again
+    asked = job is not None and state == "RUNNING"
+    assert (tmp_path / "said").is_file() is asked
+    assert not asked or (tmp_path / "said").read_text() == "requeue 7\n"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -96,29 +98,47 @@ def test_a_cluster_that_is_not_there_is_named(absent: str, tmp_path: Path) -> No
     assert checkout.jobs() == []
 
 
+def longer(tmp_path: Path, name: str) -> Checkout:
+    """The tiny plan with training that one can interrupt."""
+    checkout = make_checkout(tmp_path / name)
+    checkout.edit("params.yaml", "&tiny\n      {steps: 4,", "&tiny\n      {steps: 4000,")
+    checkout.edit("params.yaml", "checkpoint_seconds: 60", "checkpoint_seconds: 1")
+    return checkout
+
+
+def running(cluster: slurm.Cluster, checkout: Checkout) -> list[str]:
+    """Training jobs that have a checkpoint."""
+    saved = {path.parent.name.split("-")[0] for path in checkout.root.glob("data/checkpoints/*/*")}
+    jobs = cluster.show("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines()
+    return [line.split()[0] for line in jobs if any(address in line for address in saved)]
+
+
+def told(cluster: slurm.Cluster, job: str, field: str) -> str:
+    """What the cluster says of a job."""
+    return re.findall(rf"\b{field}=(\S+)", cluster.show("scontrol", "show", "job", job))[0]
+
+
 @pytest.mark.slow
 def test_jobs_and_daemons_may_die(cluster: slurm.Cluster, tmp_path: Path) -> None:
-    """A job cancelled, one asked to stop (exit code 75), the controller restarted, the node drained: all in one run."""
-    local, remote = make_checkout(tmp_path / "local"), make_checkout(tmp_path / "remote")
-    for checkout in (local, remote):
-        checkout.edit("params.yaml", "&tiny\n      {steps: 4,", "&tiny\n      {steps: 4000,")
-        checkout.edit("params.yaml", "checkpoint_seconds: 60", "checkpoint_seconds: 1")
+    """A job killed, one asked to stop (exit code 75), the controller restarted, the node drained: all in one run."""
+    local, remote = longer(tmp_path, "local"), longer(tmp_path, "remote")
     local.snakemake("all")
     process = start(remote, "--keep-going")
-
-    def running() -> list[str]:
-        """Training jobs that have a checkpoint."""
-        saved = {path.parent.name.split("-")[0] for path in remote.root.glob("data/checkpoints/*/*")}
-        jobs = cluster.show("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines()
-        return [line.split()[0] for line in jobs if any(address in line for address in saved)]
-
-    until(lambda: bool(running()), process)
-    cancelled = running()[0]
+    until(lambda: bool(running(cluster, remote)), process)
+    cancelled = running(cluster, remote)[0]
     cluster.show("scancel", "--signal=KILL", "--full", cancelled)
-    until(lambda: bool(set(running()) - {cancelled}), process)
-    asked = next(job for job in running() if job != cancelled)
-    cluster.show("scancel", "--signal=TERM", "--full", asked)
-    until(lambda: bool(set(running()) - {cancelled, asked}), process)
+    # It is handed in again, and asks for more memory.
+    until(lambda: "MinMemoryNode=8000M" in cluster.show("scontrol", "show", "jobs"), process)
+    until(lambda: bool(set(running(cluster, remote)) - {cancelled}), process)
+    asked = next(job for job in running(cluster, remote) if job != cancelled)
+    before = told(cluster, asked, "MinMemoryNode")
+    comment = told(cluster, asked, "Comment")
+    (lock,) = [path for path in remote.root.glob("data/.locks/*.lock") if path.name[:12] in comment]
+    os.kill(int(lock.read_text().split()[0]), signal.SIGUSR1)  # and so ends `--stop-after`
+    # It saves, and stands in the queue again by itself, with what it had asked for; Slurm waits two minutes.
+    until(lambda: told(cluster, asked, "Restarts") == "1", process)
+    assert told(cluster, asked, "MinMemoryNode") == before
+    until(lambda: asked in running(cluster, remote), process, seconds=300)
     cluster.stop_controller()
     time.sleep(3)
     cluster.start_controller()
@@ -127,10 +147,22 @@ def test_jobs_and_daemons_may_die(cluster: slurm.Cluster, tmp_path: Path) -> Non
     cluster.node("resume")
     said = finish(process)
     assert "Trying to restart" in said
-    # Handed in again, a job asks for more memory.
-    memory = re.findall(r"MinMemoryNode=(\d+)M", cluster.show("scontrol", "show", "jobs"))
-    assert set(memory) >= {"4000", "8000"}, memory
     assert remote.files(*VIEWS) == local.files(*VIEWS)
+
+
+@pytest.mark.slow
+def test_who_ends_snakemake_ends_its_jobs(cluster: slurm.Cluster, tmp_path: Path) -> None:
+    """A job that is cancelled saves too, and does not queue up again."""
+    remote = longer(tmp_path, "remote")
+    process = start(remote)
+    until(lambda: bool(running(cluster, remote)), process)
+    jobs = running(cluster, remote)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    time.sleep(10)
+    assert cluster.jobs() == []
+    assert {told(cluster, job, "JobState") for job in jobs} == {"CANCELLED"}
+    assert {told(cluster, job, "Restarts") for job in jobs} == {"0"}
 
 
 @pytest.mark.slow

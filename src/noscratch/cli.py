@@ -27,6 +27,7 @@ from noscratch import device as devices
 from noscratch import status as progress
 from noscratch.atomic import temporary_in
 from noscratch.audit.commands import COMMANDS
+from noscratch.cluster import queue_again
 from noscratch.device import rank, together
 from noscratch.errors import NoscratchError
 from noscratch.locks import descendants, only_run
@@ -167,6 +168,9 @@ def run(
     shard: Annotated[
         bool, typer.Option("--shard", help="Split the model over torchrun's processes (FSDP), not only the batch.")
     ] = False,
+    requeue: Annotated[
+        bool, typer.Option("--requeue", help="Stopped at a checkpoint, put this Slurm job back into the queue.")
+    ] = False,
 ) -> None:
     """Do one job, unless its result stands in the store; several processes under torchrun share the work.
 
@@ -186,6 +190,8 @@ def run(
             raise
         if not rank():
             out.print(f"{job.name}: stopped at a checkpoint; run the same command to go on")
+            if requeue and queue_again():
+                out.print("its Slurm job is in the queue again")
         sys.exit(0 if together() else EXIT_AGAIN)  # torchrun takes any other code for a failure
     if not rank():
         out.print(f"{job.name}: {state}")

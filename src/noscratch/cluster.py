@@ -1,7 +1,8 @@
-"""What a cluster must have before jobs are handed to it."""
+"""What a cluster must have before jobs are handed to it, and how one of its jobs queues up again."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -23,3 +24,19 @@ def require_slurm() -> None:
             f"{needed}, and its controller does not answer (`scontrol ping`: {said}). Wait for it, or run "
             "`snakemake --cores 8 all` here."
         )
+
+
+def queue_again() -> bool:
+    """Put the Slurm job that this process is part of back into the queue, as it was submitted; was it done?
+
+    Not where there is none, nor one that is being cancelled or is out of time: whoever submitted it decides there.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    state = subprocess.run(
+        ["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True, check=False
+    )
+    if state.stdout.strip() != "RUNNING":
+        return False
+    return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
