@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from checkout import Checkout
+from noscratch import recorded
 
 pytestmark = pytest.mark.xdist_group("engines")
 
@@ -50,7 +51,8 @@ def everything(checkout: Checkout) -> dict[str, bytes]:
 
 def repeatable(files: dict[str, bytes]) -> dict[str, bytes]:
     """Without what differs from run to run."""
-    return {name: content for name, content in files.items() if not name.endswith(("provenance.json", "SHA256SUMS"))}
+    differs = ("provenance.json", "SHA256SUMS", recorded.NOTE.name)
+    return {name: content for name, content in files.items() if not name.endswith(differs)}
 
 
 @contextmanager
