@@ -16,8 +16,8 @@ test: install  ## the whole test suite, but for the long versions behind `make p
 	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup
 
 tally: install laws  ## the suite once more, and what it proved into reports/records/tests, for the site; the long versions too
-	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup --tally reports/records/tests/test.json
-	@python -m pytest -q -m slow --tally reports/records/tests/proof.json
+	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup --tally=reports/records/tests/test.json
+	@python -m pytest -q -m slow --tally=reports/records/tests/proof.json
 
 proof: install laws  ## the long versions: every law on 10,000 examples, simulations, machine code, kills
 	@python -m pytest -q -m slow
@@ -54,7 +54,7 @@ bench: install  ## every measurement (PEERS="--peer-s4 PATH ..."; sources from N
 	python -m bench.scale --out reports/records/bench-scale
 
 laws: install  ## every kernel law on at least 10,000 examples, counted for the site; about half an hour of CPU time
-	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 --tally reports/records/tests/laws.json tests/test_kernels_*.py
+	@HYPOTHESIS_PROFILE=laws python -m pytest -q --numprocesses 2 --tally=reports/records/tests/laws.json tests/test_kernels_*.py
 
 licences: install  ## write site/docs/licences.md anew, after requirements.lock has changed
 	@python tests/licences.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ def _outside(variable: str, beside: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"no {beside}: set {variable} to its folder")
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heap_left_alone() -> Iterator[None]:
+    """Trainings in this process leave its heap as it is, since other tests in it measure memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("noscratch.train.keep_freed_memory", lambda: True)
+        yield
 
 
 @pytest.fixture(scope="session")

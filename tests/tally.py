@@ -1,4 +1,4 @@
-"""What the test suite proved, counted while it ran: `pytest --tally reports/records/tests/test.json`.
+"""What the test suite proved, counted while it ran: `pytest --tally=reports/records/tests/test.json`.
 
 A test says what its passing proves by `@pytest.mark.proves("faults")`, one for each of its cases, or by
 `record_property("kills", 30)` where one case proves many. Only what passed counts, and nothing is written unless all of
