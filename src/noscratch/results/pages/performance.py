@@ -177,7 +177,8 @@ def provenance(measured: Measurement) -> Html:
 
 
 def _kernels(page: Page, measured: Measurement) -> None:
-    rows = measured.rows
+    order = {item: place for place, item in enumerate(ITEMS)}
+    rows = sorted(measured.rows, key=lambda row: order.get(row["item"], len(order)))
     devices = sorted({row["device"] for row in rows})
     page.say(
         "Measured on ",
