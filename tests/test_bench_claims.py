@@ -12,6 +12,7 @@ from noscratch.results.claims import Measured, load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench import _timing
 from bench import claims as claim_bench
 
 TINY_CLAIMS = claim_bench.Sizes(0.0, 1, 16, (24,), (1, 8, 32), (8, 24), ((8, 24), (8, 24)), (2, 8, 16, 1))
@@ -28,7 +29,8 @@ def test_a_claim_is_measured_in_all_its_quantities(claim: str) -> None:
     lengths = {f"length-{length}" for length in full.lengths}
     if measurement.measure is claim_bench.transformer_memory:
         assert set(ledger[claim].values) == lengths
-        assert claim_bench.peak("s4", 512, "cpu", TINY_CLAIMS) > 0
+        # A process of its own: the heap of this one has room that earlier tests left, and its peak need not rise.
+        assert _timing.alone(claim_bench.peak, "s4", 512, "cpu", TINY_CLAIMS) > 0
         return
     found = measurement.measure("cpu", TINY_CLAIMS)
     expected = {"length-24"} if set(ledger[claim].values) == lengths else set(ledger[claim].values)

@@ -17,7 +17,7 @@ from noscratch.cli import app
 from noscratch.errors import NoscratchError
 from noscratch.plan import Job, Plan, read_plan
 from noscratch.record import write_record
-from noscratch.status import STATES, age, grid, states
+from noscratch.status import STATES, Status, age
 from noscratch.store import RECORD, Store
 
 TINY = Path(__file__).parent / "tiny" / "params.yaml"
@@ -46,11 +46,11 @@ def test_every_job_is_in_one_state(checkout: tuple[Store, Plan]) -> None:
     for job, state in zip(runs, ("done", "failed", "diverged"), strict=False):
         publish(store, job, state)
     cola = {job.address for job in plan.jobs.values() if "cola" in job.label}
-    found = states(store, plan)
+    found = Status(store, plan).states
     assert found.keys() == plan.jobs.keys()
     assert [found[job.address] for job in runs] == ["done", "failed", "diverged", *["planned"] * (len(runs) - 3)]
     assert {address for address, state in found.items() if state == "blocked"} == cola
-    lines = {(line.task, line.backbone): line for line in grid(store, plan)}
+    lines = {(line.task, line.backbone): line for line in Status(store, plan).grid()}
     assert sum(sum(line.counts.values()) for line in lines.values()) == len(plan.of("pretrain", "finetune"))
     assert all(set(line.counts) <= set(STATES) for line in lines.values())
 
@@ -61,9 +61,9 @@ def test_a_result_of_other_settings_is_stale(checkout: tuple[Store, Plan]) -> No
     earlier = Job(job.kind, job.label, {**job.settings, "threads": 2}, job.modules, job.needs, job.view, job.cell)
     assert earlier.address != job.address
     publish(store, earlier, "done")
-    assert states(store, plan)[job.address] == "stale"
+    assert Status(store, plan).states[job.address] == "stale"
     publish(store, job, "done")
-    assert states(store, plan)[job.address] == "done"
+    assert Status(store, plan).states[job.address] == "done"
 
 
 def test_ages_are_those_of_the_present_results(checkout: tuple[Store, Plan]) -> None:
@@ -71,7 +71,7 @@ def test_ages_are_those_of_the_present_results(checkout: tuple[Store, Plan]) -> 
     runs = [job for job in plan.of("pretrain", "finetune") if job.cell and job.cell.backbone == "s4d"]
     publish(store, runs[0], "done", 7200)
     publish(store, runs[1], "done", 3 * 86400)
-    [line] = [line for line in grid(store, plan) if line.backbone == "s4d"]
+    [line] = [line for line in Status(store, plan).grid() if line.backbone == "s4d"]
     assert line.newest == pytest.approx(7200, abs=60)
     assert line.oldest == pytest.approx(3 * 86400, abs=60)
     said = CliRunner().invoke(app, ["status", "--backbone", "s4d"]).output
@@ -114,15 +114,15 @@ def test_a_job_that_crashed_is_failed_and_its_log_says_why(
     store, plan = checkout
     job = next(job for job in plan.of("finetune") if job.cell and job.cell.backbone == "s4d")
     log(store, job, said, 7300)
-    assert states(store, plan)[job.address] == ("failed" if reason else "planned")
-    [line] = [line for line in grid(store, plan) if line.backbone == "s4d"]
+    assert Status(store, plan).states[job.address] == ("failed" if reason else "planned")
+    [line] = [line for line in Status(store, plan).grid() if line.backbone == "s4d"]
     assert line.counts["failed"] == bool(reason)
     assert line.newest == (pytest.approx(7300, abs=60) if reason else None)
     output = CliRunner().invoke(app, ["status"]).output
     assert (f"failed    {job.name}: {reason} (2 h ago; data/logs/{job.name}.log)" in output) == bool(reason)
     log(store, job, said)
     publish(store, job, "done")  # and it ran again
-    assert states(store, plan)[job.address] == "done"
+    assert Status(store, plan).states[job.address] == "done"
     assert "failed" not in CliRunner().invoke(app, ["status"]).output
 
 

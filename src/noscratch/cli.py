@@ -24,7 +24,6 @@ from rich.table import Column, Table
 
 from noscratch import availability, recorded, telemetry
 from noscratch import device as devices
-from noscratch import status as progress
 from noscratch.atomic import temporary_in
 from noscratch.audit.commands import COMMANDS
 from noscratch.cluster import queue_again
@@ -36,6 +35,7 @@ from noscratch.planning import COMMANDS as PLANNING
 from noscratch.sources import PARTIAL
 from noscratch.sources import check as check_source
 from noscratch.sources.registry import SOURCES, Source
+from noscratch.status import STATES, Status, age
 from noscratch.store import (
     Store,
     difference,
@@ -111,7 +111,7 @@ def plan(
     store, the_plan = _checkout()
     jobs = transfer.chosen(the_plan, select) if select else list(the_plan.jobs.values())
     jobs = [job for job in jobs if kind in (None, job.kind)]
-    states = progress.states(store, the_plan)
+    states = Status(store, the_plan).states
     if targets:
         out.print("\n".join(target(job) for job in jobs if states[job.address] != "blocked"), markup=False)
         return
@@ -135,11 +135,11 @@ def status(
     Example: noscratch status --task listops
     """
     store, the_plan = _checkout()
-    states = progress.states(store, the_plan)
+    found = Status(store, the_plan)
     for kind, count in Counter(job.kind for job in the_plan.jobs.values()).items():
-        by_state = Counter(states[job.address] for job in the_plan.of(kind))
+        by_state = Counter(found.states[job.address] for job in the_plan.of(kind))
         out.print(f"{kind:9} {count:5}: " + ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())))
-    lines = progress.grid(store, the_plan)
+    lines = found.grid()
     for option, chosen, known in (
         ("task", task, dict.fromkeys(line.task for line in lines)),
         ("backbone", backbone, dict.fromkeys(line.backbone for line in lines)),
@@ -151,11 +151,11 @@ def status(
     names = (Column(name, no_wrap=True) for name in ("task", "backbone"))
     table = Table(*names, "runs", box=None, pad_edge=False)
     for line in lines:
-        said = ", ".join(f"{line.counts[state]} {state}" for state in progress.STATES if line.counts[state])
-        ages = dict.fromkeys(progress.age(each) for each in (line.newest, line.oldest) if each is not None)
+        said = ", ".join(f"{line.counts[state]} {state}" for state in STATES if line.counts[state])
+        ages = dict.fromkeys(age(each) for each in (line.newest, line.oldest) if each is not None)
         table.add_row(line.task, line.backbone, "; ".join(filter(None, [said, " to ".join(ages)])))
     out.print(table)
-    for reason in progress.reasons(store, the_plan):
+    for reason in found.reasons():
         out.print(escape(reason))
 
 
@@ -621,7 +621,7 @@ def _record(root: Path, *arguments: str) -> int:
             else:
                 lock.unlink()
         if not failed and not (kept.exists() and kept.read_bytes() == lock.read_bytes()):
-            recorded.index(root)
+            _to_its_end("noscratch.recorded")
         return failed
     finally:
         kept.unlink(missing_ok=True)
@@ -657,14 +657,14 @@ def _to_its_end(module: str, *arguments: str) -> int:
 
 
 def _summary(store: Store, the_plan: Plan) -> None:
-    states = progress.states(store, the_plan)
-    total = Counter(states[job.address] for job in the_plan.of("finetune"))
+    found = Status(store, the_plan)
+    total = Counter(found.states[job.address] for job in the_plan.of("finetune"))
     out.print()
     out.print(
         f"[bold]{the_plan.params.run.tier} tier[/]: {len(the_plan.jobs)} jobs, {sum(total.values())} cells: "
         + ", ".join(f"{n} {s}" for s, n in sorted(total.items()))
     )
-    for line in progress.reasons(store, the_plan):
+    for line in found.reasons():
         out.print(escape(line))
     out.print("results   reports/results.parquet, reports/verdicts.parquet, reports/metrics.json")
     out.print("open      public/index.html")

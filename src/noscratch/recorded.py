@@ -66,7 +66,10 @@ def _paths(root: Path) -> Iterator[str]:
 
 
 def index(root: Path) -> None:
-    """Have DVC list what each recorded folder holds: it keeps the list, which `dvc diff` makes at its first look."""
+    """Have DVC list what each recorded folder holds: it keeps the list, which `dvc diff` makes at its first look.
+
+    It takes DVC much memory: call it in a process of its own, `python -m noscratch.recorded` in the checkout.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -77,3 +80,7 @@ def index(root: Path) -> None:
         for out in repo.index.outs:
             if out.use_cache:
                 next(iter(data.ls(out.index_key[1])), None)
+
+
+if __name__ == "__main__":
+    index(Path.cwd())

@@ -62,55 +62,62 @@ def crashed(store: Store, plan: Plan) -> dict[str, Crash]:
     return found
 
 
-def states(store: Store, plan: Plan) -> dict[str, str]:
-    """Address -> state of every job of the plan, one of STATES."""
-    cannot, ended = availability.blocked(store, plan), crashed(store, plan)
-    present = {path.parent.name[13:] for path in store.folder.glob(f"*/{RECORD}")}  # names without their address
-    found = {}
-    for job in plan.jobs.values():
-        if store.has(job):
-            found[job.address] = str(read_record(store.path(job))["state"])
-        elif job.address in cannot:
-            found[job.address] = "blocked"
-        elif job.address in ended:
-            found[job.address] = "failed"
-        else:
-            found[job.address] = "stale" if job.name[13:] in present else "planned"
-    return found
+class Status:
+    """The state of every job of a plan, read once."""
 
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store, self.plan = store, plan
+        self.blocked = availability.blocked(store, plan)
+        self.crashed = crashed(store, plan)
+        self.states = self._states()
 
-def reasons(store: Store, plan: Plan) -> list[str]:
-    """One line for each job that ended otherwise than done; what waits on a blocked source is counted."""
-    cannot = availability.blocked(store, plan)
-    lines = [f"blocked   source {cannot[job.address]}" for job in plan.of("fetch") if job.address in cannot]
-    for job in plan.in_view("runs"):
-        if store.has(job):
-            record = read_record(store.path(job))
-            if record["state"] != "done":
+    def _states(self) -> dict[str, str]:
+        """Address -> state of every job, one of STATES."""
+        # Names without their address.
+        present = {path.parent.name[13:] for path in self.store.folder.glob(f"*/{RECORD}")}
+        found = {}
+        for job in self.plan.jobs.values():
+            if self.store.has(job):
+                found[job.address] = str(read_record(self.store.path(job))["state"])
+            elif job.address in self.blocked:
+                found[job.address] = "blocked"
+            elif job.address in self.crashed:
+                found[job.address] = "failed"
+            else:
+                found[job.address] = "stale" if job.name[13:] in present else "planned"
+        return found
+
+    def reasons(self) -> list[str]:
+        """One line for each job that ended otherwise than done; what waits on a blocked source is counted."""
+        sources = [job for job in self.plan.of("fetch") if job.address in self.blocked]
+        lines = [f"blocked   source {self.blocked[job.address]}" for job in sources]
+        for job in self.plan.in_view("runs"):
+            if self.store.has(job) and self.states[job.address] != "done":
+                record = read_record(self.store.path(job))
                 lines.append(f"{record['state']:9} {job.name}: {record['reason']}")
-    for address, end in crashed(store, plan).items():
-        where = end.log.relative_to(store.root).as_posix()
-        lines.append(f"failed    {plan[address].name}: {end.reason} ({age(end.age)} ago; {where})")
-    waiting = Counter(job.kind for job in [*plan.of("prepare"), *plan.in_view("runs")] if job.address in cannot)
-    if waiting:
-        lines.append("waiting   on them: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
-    return lines
+        for address, end in self.crashed.items():
+            where = end.log.relative_to(self.store.root).as_posix()
+            lines.append(f"failed    {self.plan[address].name}: {end.reason} ({age(end.age)} ago; {where})")
+        behind = [*self.plan.of("prepare"), *self.plan.in_view("runs")]
+        waiting = Counter(job.kind for job in behind if job.address in self.blocked)
+        if waiting:
+            lines.append("waiting   on them: " + ", ".join(f"{count} {kind} jobs" for kind, count in waiting.items()))
+        return lines
 
-
-def grid(store: Store, plan: Plan) -> list[Line]:
-    """The runs of the plan by task and backbone, in plan order."""
-    now, state, ended = time.time(), states(store, plan), crashed(store, plan)
-    groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
-    for job in plan.in_view("runs"):
-        if job.cell is not None:
-            groups[job.cell.task, job.cell.backbone].append(job)
-    lines = []
-    for (task, backbone), jobs in groups.items():
-        ages = [now - (store.path(job) / RECORD).stat().st_mtime for job in jobs if store.has(job)]
-        ages += [ended[job.address].age for job in jobs if job.address in ended]
-        counts = Counter(state[job.address] for job in jobs)
-        lines.append(Line(task, backbone, counts, min(ages, default=None), max(ages, default=None)))
-    return lines
+    def grid(self) -> list[Line]:
+        """The runs of the plan by task and backbone, in plan order."""
+        now = time.time()
+        groups: dict[tuple[str, str], list[Job]] = defaultdict(list)
+        for job in self.plan.in_view("runs"):
+            if job.cell is not None:
+                groups[job.cell.task, job.cell.backbone].append(job)
+        lines = []
+        for (task, backbone), jobs in groups.items():
+            ages = [now - (self.store.path(job) / RECORD).stat().st_mtime for job in jobs if self.store.has(job)]
+            ages += [self.crashed[job.address].age for job in jobs if job.address in self.crashed]
+            counts = Counter(self.states[job.address] for job in jobs)
+            lines.append(Line(task, backbone, counts, min(ages, default=None), max(ages, default=None)))
+        return lines
 
 
 def age(seconds: float) -> str:
