@@ -153,13 +153,13 @@ def compiler(
     batch = _loops.fixed(meta, size, length)
     eager, compiled = (_loops.Ours(_loops.build(meta, backbone, d_model, layers), meta["kind"]) for _ in range(2))
     compiled.model.compile(backend=maker)
-    suits = structured._suits_onednn
+    suits = structured._is_single_on_cpu
 
     def suits_unless_compiling(x: Tensor, w: Tensor) -> bool:
         return not torch.compiler.is_compiling() and suits(x, w)
 
     # Once for all steps: a function that is put in anew makes the compiler begin anew.
-    with mock.patch.object(structured, "_suits_onednn", suits_unless_compiling), warnings.catch_warnings():
+    with mock.patch.object(structured, "_is_single_on_cpu", suits_unless_compiling), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # complex numbers are left to eager code, it says
         start = time.perf_counter()
         compiled.step(batch)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -56,6 +57,13 @@ def test_fast_is_the_dense_matrix_values_and_gradients(
     scales = (a * b * c, b * c * d, a * c * d, a * b * d)
     for name, i, j, scale in zip(("y", "dx", "dw1", "dw2"), got, want, scales, strict=True):
         assert_close(i, j, tolerance(x.dtype, x.shape[-1]), scale, name)
+
+
+@pytest.fixture(params=["onednn", "mkl"], scope="module", autouse=True)
+def library(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The library that is the faster one on some processors, and the other."""
+    with mock.patch.object(structured, "_onednn_pays", return_value=request.param == "onednn"):
+        yield
 
 
 @st.composite

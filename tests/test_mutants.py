@@ -35,7 +35,7 @@ MUTANTS = [
     Mutant("circular leak", "conv", "_fft_size(L + max(causal", "_fft_size(max(causal"),
     Mutant("correlation for convolution", "conv", "irfft(U * spectrum[h],", "irfft(U * spectrum[h].conj(),"),
     Mutant("reverse kernel not reversed", "conv", "gap, anticausal.flip(-1)]", "gap, anticausal]"),
-    Mutant("gradient of u not conjugated", "conv", "(G * spectrum[h]).conj_physical_()", "(G * spectrum[h])"),
+    Mutant("gradient of u not conjugated", "conv", "mirrored = spectrum.conj().resolve_conj()", "mirrored = spectrum"),
     Mutant("gradient of k not conjugated", "conv", "total.conj_physical_()", "total"),
     Mutant("gradient of k from one block", "conv", "saved[i][row]", "saved[0][row]"),
     Mutant(
@@ -93,9 +93,9 @@ MUTANTS = [
         "dense block order swapped", "structured", "w2 @ torch.block_diag(*w1)", "w2 @ torch.block_diag(*w1.flip(0))"
     ),
     Mutant(
-        "gradient of x by the wrong side", "structured", "_onednn(grad, w.T, None)", "_onednn(grad, w.flip(0).T, None)"
+        "gradient of x by the wrong side", "structured", "_product(dz, w.T, None)", "_product(dz, w.flip(0).T, None)"
     ),
-    Mutant("bias lost", "structured", "_onednn(x, w, b)", "_onednn(x, w, None)"),
+    Mutant("bias lost", "structured", "functional.gelu(rows), w, b)", "functional.gelu(rows), w, None)"),
     # ssm
     Mutant("S4D without its factor 2", "ssm", "(Abar,), 2 * Bbar * C", "(Abar,), Bbar * C"),
     Mutant("dt missing from Bbar", "ssm", "step * scale * B", "scale * B"),

@@ -6,6 +6,7 @@ The reference form of a structured map multiplies by its dense matrix, `dense_of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,24 +27,27 @@ ROWS = 1024  # of two operands whose rows are summed over; longer sums run up to
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     """y = w x + b: x (..., in), w (out, in), b (out,) -> (..., out).
 
-    "reference" is PyTorch's product. "fast" hands float32 products on a CPU, outside autocast, to oneDNN, which uses
-    the widest instructions of any maker's processor, as the MKL inside PyTorch does not; the rest is PyTorch's product.
+    "reference" is PyTorch's product. "fast" has forms of its own for float32 on a CPU, outside autocast: for an x that
+    lies channels first, and of oneDNN where that has wider instructions than the MKL inside PyTorch.
     """
     chosen = resolve("linear", backend, LINEAR_BACKENDS, x.device)
     if x.shape[-1] != w.shape[1]:
         raise KernelError(f"linear with this weight takes {w.shape[1]} features; got {x.shape[-1]}.")
-    if chosen == "fast" and _suits_onednn(x, w):
-        form = _ChannelsFirst if _is_channels_first(x) else _OneDNN
-        y: Tensor = form.apply(x if form is _ChannelsFirst else x.reshape(-1, x.shape[-1]), w, b)
-        return y.view(*x.shape[:-1], w.shape[0])
+    if chosen == "fast" and _is_single_on_cpu(x, w):
+        if _is_channels_first(x):
+            whole: Tensor = _ChannelsFirst.apply(x, w, b)
+            return whole
+        if _onednn_pays():
+            rows: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), w, b)
+            return rows.view(*x.shape[:-1], w.shape[0])
     return functional.linear(x, w, b)
 
 
 def gated(x: Tensor, w: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
     """y = p sigmoid(q) with (p, q) = w gelu(x) + b: x (..., in), w (2 out, in), b (2 out,) -> (..., out).
 
-    "reference" takes these steps one after the other. "fast" takes them together for a few positions at a time, where
-    the product goes to oneDNN, so that nothing in between leaves the cache; elsewhere it is the same as "reference".
+    "reference" takes these steps one after the other. "fast" takes them together for a few positions at a time, so that
+    nothing in between leaves the cache: float32 on a CPU, outside autocast. Elsewhere it is the same as "reference".
     """
     chosen = resolve("gated", backend, GATED_BACKENDS, x.device)
     if x.shape[-1] != w.shape[1] or len(w) % 2:
@@ -51,20 +55,23 @@ def gated(x: Tensor, w: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
             f"gated with this weight takes {w.shape[1]} features and makes an even number of values; "
             f"got {x.shape[-1]} and {len(w)}."
         )
-    if chosen == "reference" or not _suits_onednn(x, w):
+    if chosen == "reference" or not _is_single_on_cpu(x, w):
         return functional.glu(functional.linear(functional.gelu(x), w, b))
     rows = x if _is_channels_first(x) else x.contiguous().view(1, -1, x.shape[-1])
     y: Tensor = _Gated.apply(rows, w, b)
     return y.view(*x.shape[:-1], len(w) // 2)
 
 
-def _suits_onednn(x: Tensor, w: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == w.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and not torch.is_autocast_enabled("cpu")
-    )
+def _is_single_on_cpu(x: Tensor, w: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == w.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def _onednn_pays() -> bool:
+    """oneDNN uses AVX-512 on any maker's processor, the MKL inside PyTorch on Intel's alone; in AVX2 MKL is faster."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 class _OneDNN(torch.autograd.Function):
@@ -97,7 +104,7 @@ class _ChannelsFirst(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         w = w.contiguous()
         ctx.save_for_backward(x, w)
-        return torch.stack([_onednn(rows, w, b) for rows in x])
+        return torch.stack([_product(rows, w, b) for rows in x])
 
     @staticmethod
     @once_differentiable
@@ -107,7 +114,7 @@ class _ChannelsFirst(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = grad_w = None
         if needs_x:
-            grad_x = torch.stack([_onednn(w.T, g, None) for g in grad]).transpose(1, 2)
+            grad_x = torch.stack([_product(w.T, g, None) for g in grad]).transpose(1, 2)
         if needs_w:
             for g, rows in zip(grad, x, strict=True):
                 grad_w = _add_product(grad_w, g.T, rows.T)
@@ -123,7 +130,7 @@ class _Gated(torch.autograd.Function):
         y = x.new_empty(*x.shape[:2], len(w) // 2)
         saved = []
         for piece, rows in _pieces(y, x):
-            z = _onednn(functional.gelu(rows), w, b)
+            z = _product(functional.gelu(rows), w, b)
             torch.ops.aten.glu.out(z, -1, out=piece)
             saved.append(z)
         ctx.save_for_backward(x, w, *saved)
@@ -140,7 +147,7 @@ class _Gated(torch.autograd.Function):
             dz = torch.ops.aten.glu_backward(g, z, -1)
             grad_b += dz.sum(0)
             grad_w = _add_product(grad_w, dz.T, functional.gelu(rows).T)
-            dh = _onednn(w.T, dz, None).T if channels_first else _onednn(dz, w.T, None)
+            dh = _product(w.T, dz, None).T if channels_first else _product(dz, w.T, None)
             torch.ops.aten.gelu_backward.grad_input(dh, rows, grad_input=out)
         return grad_x, grad_w, grad_b
 
@@ -156,9 +163,17 @@ def _is_channels_first(x: Tensor) -> bool:
 
 
 def _add_product(total: Tensor | None, g: Tensor, x: Tensor) -> Tensor:
-    """total + g x^T, g (out, rows), x (in, rows), in place. The product is faster with the narrower operand first."""
+    """total + g x^T, g (out, rows), x (in, rows), in place."""
+    if not _onednn_pays():
+        return g @ x.T if total is None else total.addmm_(g, x.T)
+    # It is faster with the narrower operand first.
     product = _onednn(x, g, None).T if len(x) < len(g) else _onednn(g, x, None)
     return product if total is None else total.add_(product)
+
+
+def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """x w^T + b by the faster library: x (rows, in), w (out, in), b (out,) or None -> (rows, out)."""
+    return _onednn(x, w, b) if _onednn_pays() else functional.linear(x, w, b)
 
 
 def _onednn(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -207,7 +222,7 @@ def _block_diagonal(x: Tensor, w: Tensor) -> Tensor:
     """blkdiag(w) x, blocks kept apart: x (..., blocks i), w (blocks, o, i) -> (..., blocks, o)."""
     blocks, o, i = w.shape
     rows = x.reshape(-1, blocks, i).transpose(0, 1)
-    if _suits_onednn(x, w):
+    if _is_single_on_cpu(x, w) and _onednn_pays():
         pairs = zip(rows.contiguous().unbind(0), w.unbind(0), strict=True)
         products = torch.stack([_OneDNN.apply(row, block, None) for row, block in pairs], dim=1)
     else:
