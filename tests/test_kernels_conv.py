@@ -344,3 +344,19 @@ def test_the_gradient_lies_in_memory_as_the_input(positions_first: bool) -> None
     y = long_conv(u, torch.randn(3, 9))
     (grad,) = torch.autograd.grad(y, u, torch.randn(2, 3, 9))
     assert grad.stride() == u.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 1), (2, 1, 9), (2, 33, 300), (5, 70, 4099)])
+def test_the_layout_in_memory_changes_no_bit(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    batch, H, L = shape
+    u, g = (torch.randn(batch, H, L).to(dtype) for _ in range(2))
+    taps = [
+        torch.randn(*size).to(torch.float64 if dtype == torch.float64 else torch.float32) for size in ((H, L), (H,))
+    ]
+    results = []
+    for leaf in (u, u.mT.contiguous().mT):
+        inputs = [x.detach().requires_grad_() for x in (leaf, *taps)]
+        y = long_conv(*inputs)
+        results.append([y, *torch.autograd.grad(y, inputs, g)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

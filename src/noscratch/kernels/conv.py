@@ -114,6 +114,21 @@ def _blocks(u: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(b, b + sequences), slice(h, h + heads)
 
 
+def _lies_positions_first(u: Tensor) -> bool:
+    """Does u (batch, H, L) lie in memory as (batch, L, H)?"""
+    return u.stride(1) == 1 and u.stride(2) > 1
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """x (batch, m, n) -> (batch, n, m), dense. PyTorch's copies go number by number here; its shuffle of m n channels
+    in m groups, which is the same, goes by tiles."""
+    batch, m, n = x.shape
+    if x.device.type != "cpu":
+        return x.mT.contiguous()
+    pixels = x.contiguous().as_strided((batch, m * n, 1, 1), (m * n, 1, m * n, m * n))  # one a sequence, channels last
+    return torch.native_channel_shuffle(pixels, m).view(batch, n, m)
+
+
 class _CircularConv(torch.autograd.Function):
     """u (batch, H, L) convolved with kernel (H, M <= n) at circular size n, cut to L; at that n nothing wraps.
 
@@ -124,38 +139,39 @@ class _CircularConv(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, kernel: Tensor, skip: Tensor, n: int) -> Tensor:
         spectrum = torch.fft.rfft(kernel, n=n).add_(skip.unsqueeze(-1))
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        ctx.positions_first = _lies_positions_first(u)
         saved = []
         for b, h in _blocks(u):
-            U = torch.fft.rfft(u[b, h].to(kernel.dtype), n=n)
+            rows = u[b, h].to(kernel.dtype)
+            U = torch.fft.rfft(_transposed(rows.mT) if ctx.positions_first else rows, n=n)
             y[b, h] = torch.fft.irfft(U * spectrum[h], n=n)[..., : u.shape[-1]]
             if any(ctx.needs_input_grad[1:3]):
                 saved.append(U)
         ctx.save_for_backward(spectrum, *saved)
         ctx.n, ctx.taps, ctx.dtype = n, kernel.shape[-1], kernel.dtype
-        ctx.positions_first = u.stride(1) == 1 and u.stride(2) > 1
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         spectrum, *saved = ctx.saved_tensors
+        batch, H, L = grad.shape
         needs_u = ctx.needs_input_grad[0]
         needs_kernel = any(ctx.needs_input_grad[1:3])
         grad_u = None
         if needs_u:  # lies in memory as u does: elementwise steps before this one are slow where the two differ
-            batch, H, L = grad.shape
-            shape = (batch, L, H) if ctx.positions_first else (batch, H, L)
-            grad_u = grad.new_empty(shape)
-            grad_u = grad_u.transpose(1, 2) if ctx.positions_first else grad_u
+            grad_u = grad.new_empty(batch, L, H).mT if ctx.positions_first else grad.new_empty(batch, H, L)
+        mirrored = spectrum.conj().resolve_conj()  # of the kernel read backwards
         total = torch.zeros_like(spectrum) if needs_kernel else None  # sum over the batch of conj(dL/dspectrum)
         for i, (b, h) in enumerate(_blocks(grad)):
-            G = torch.fft.rfft(grad[b, h].to(ctx.dtype), n=ctx.n).conj_physical_()
+            G = torch.fft.rfft(grad[b, h].to(ctx.dtype), n=ctx.n)
+            if grad_u is not None:
+                rows = torch.fft.irfft(G * mirrored[h], n=ctx.n)[..., :L]
+                grad_u[b, h] = _transposed(rows).mT if ctx.positions_first else rows
             if total is not None:
+                G.conj_physical_()
                 for row in range(G.shape[0]):
                     total[h].addcmul_(G[row], saved[i][row])
-            if grad_u is not None:
-                # conj(conj(G) K) is the spectrum of grad correlated with the kernel.
-                grad_u[b, h] = torch.fft.irfft((G * spectrum[h]).conj_physical_(), n=ctx.n)[..., : grad.shape[-1]]
         if total is None:
             return grad_u, None, None, None
         grad_kernel = torch.fft.irfft(total.conj_physical_(), n=ctx.n)[..., : ctx.taps]
