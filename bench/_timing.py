@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
+
+from noscratch.device import processor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,7 +89,5 @@ def _resident(field: str) -> int:
 
 
 def device() -> str:
-    """The processor, as the system names it."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    return f"{name}, {multiprocessing.cpu_count()} logical processors"
+    """The processor and how many of its threads there are."""
+    return f"{processor()}, {multiprocessing.cpu_count()} logical processors"

@@ -14,8 +14,31 @@ from pathlib import Path
 
 import pytest
 
-from noscratch.device import choose, gpu_count, gpu_slot, require
+from noscratch import device as devices
+from noscratch.device import choose, gpu_count, gpu_slot, processor, require
 from noscratch.errors import NoscratchError
+
+X86 = "cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nmodel\t\t: 2\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (X86.format("avx512f"), "AMD EPYC (25/1, AVX-512)"),
+        (X86.format(""), "AMD EPYC (25/1, AVX2)"),
+        ("model name : Old\n", "Old (None/None, SSE)"),
+        ("processor : 0\nCPU part : 0xd40\n", "by Python"),
+        (None, "by Python"),
+    ],
+)
+def test_the_name_of_a_processor_tells_generations_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, name: str
+) -> None:
+    monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices.platform, "processor", lambda: "by Python")
+    if cpuinfo is not None:
+        devices.CPUINFO.write_text(cpuinfo)
+    assert processor() == name
 
 
 @pytest.mark.parametrize(
