@@ -506,8 +506,9 @@ def renewed(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 
 def comparison(row: Row) -> tuple[Any, ...]:
-    """What was compared, where."""
-    return row.item, row.batch, row.heads, row.length, row.states, row.environment, row.threads
+    """What was compared, under which condition, where: a measurement on another machine leaves this one's rows."""
+    shape = row.batch, row.heads, row.length, row.states
+    return row.item, *shape, row.environment, row.threads, row.device
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -517,7 +518,7 @@ def table(rows: Sequence[Row]) -> str:
     comparisons: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         comparisons.setdefault(comparison(row), []).append(row)
-    for (item, *shape, environment, threads), group in comparisons.items():
+    for (item, *shape, environment, threads, _), group in comparisons.items():
         ours = next(row for row in group if row.candidate == OURS)
         others = [
             f"{row.candidate} {row.ratio:.1f}x" + (f", {row.peak_ratio:.1f}x" if row.peak_ratio is not None else "")

@@ -149,6 +149,10 @@ def test_a_measurement_keeps_the_rows_of_other_comparisons(tmp_path: Path, monke
     assert equal[: len(plain)] == plain
     assert [row["environment"] for row in equal] == ["plain", "plain", "equal", "equal"]
     assert rows("plain,1")[: len(plain)] == equal[len(plain) :]
+    monkeypatch.setattr(_timing, "device", lambda: "another machine")
+    both = rows("plain,1")
+    assert len(both) == len(equal) + len(plain)
+    assert [row["device"] == "another machine" for row in both] == [False] * len(equal) + [True] * len(plain)
 
 
 def test_takes_are_joined_and_the_best_of_all_counts() -> None:

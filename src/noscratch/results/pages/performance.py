@@ -253,6 +253,7 @@ def _scaling(measured: Measurement, rows: Rows) -> list[Html]:
     environment = "plain" if any(row["environment"] == "plain" for row in rows) else rows[0]["environment"]
     threads = max(row["threads"] for row in rows if row["environment"] == environment)
     alike = [row for row in rows if row["environment"] == environment and row["threads"] == threads]
+    several = len({row["device"] for row in alike}) > 1
     figures: list[Html] = []
     texts: list[Html] = []
     for item, device, heads, states in dict.fromkeys(tuple(row[key] for key in LAYER) for row in alike):
@@ -268,7 +269,7 @@ def _scaling(measured: Measurement, rows: Rows) -> list[Html]:
             }
             series = {name: of for name, of in series.items() if len({row["length"] for row in of}) > 1}
             if series:
-                name = f"{ITEMS.get(item, item)}: {what} of a sequence, {unit}"
+                name = f"{ITEMS.get(item, item)}: {what} of a sequence, {unit}" + (f", on {device}" if several else "")
                 figures.append(charts.log_chart(name, "length", unit, sloped(series, column, scale)))
                 texts.append(log_table(measured, words(f"{name} ({where})"), series, column, form))
     return [tag("div", *figures, class_="ns-figures"), details("The figures as text", *texts)] if figures else []
