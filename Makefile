@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # Sub-commands, dvc and snakemake find each other in the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export NO_MKDOCS_2_WARNING := 1
+# Each file of tests in one worker, which builds what they share once and has its one Slurm to itself.
+SPREAD := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench repro test tally test-slurm check serve proof laws licences install
 
@@ -13,10 +15,10 @@ repro: install  ## build everything of the tier that params.yaml names, then say
 	@noscratch repro
 
 test: install  ## the whole test suite, but for the long versions behind `make proof`
-	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup
+	@python -m pytest -q -m "not slow" $(SPREAD)
 
 tally: install laws  ## the suite once more, and what it proved into reports/records/tests, for the site; the long versions too
-	@python -m pytest -q -m "not slow" --numprocesses 2 --dist loadgroup --tally=reports/records/tests/test.json
+	@python -m pytest -q -m "not slow" $(SPREAD) --tally=reports/records/tests/test.json
 	@python -m pytest -q -m slow --tally=reports/records/tests/proof.json
 
 proof: install laws  ## the long versions: every law on 10,000 examples, simulations, machine code, kills

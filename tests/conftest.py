@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,14 +72,32 @@ def vectors(golden: Path) -> Callable[[str], dict[str, Any]]:
     return load
 
 
+def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """A copy of what `build` makes in a folder, which the first worker that wants it has it make for all."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    common = factory.getbasetemp() if alone else factory.getbasetemp().parent
+    place, made = common / "shared" / name, common / "shared" / f"{name}.made"
+    place.parent.mkdir(exist_ok=True)
+    with (common / "shared" / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(place, ignore_errors=True)  # of a worker that failed
+            build(place)
+            made.touch()
+    return Path(shutil.copytree(place, factory.mktemp(name) / "checkout", symlinks=True))
+
+
 @pytest.fixture(scope="session")
 def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The tiny plan, built by `noscratch repro`, that is by `dvc repro`, and committed."""
-    checkout = make_checkout(tmp_path_factory.mktemp("engines") / "dvc")
-    checkout.noscratch("repro")
-    checkout.run("git", "add", "--all")
-    checkout.run("git", "commit", "--quiet", "--message=results")
-    return checkout
+
+    def build(folder: Path) -> None:
+        checkout = make_checkout(folder)
+        checkout.noscratch("repro")
+        checkout.run("git", "add", "--all")
+        checkout.run("git", "commit", "--quiet", "--message=results")
+
+    return Checkout(built_once(tmp_path_factory, "engines", build))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -111,4 +131,5 @@ def honest_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkout with runs, reports, published records and a history; nobody may change it."""
     from noscratch.audit.honest import honest
 
-    return honest(tmp_path_factory.mktemp("honest") / "checkout", Path(__file__).resolve().parents[1])
+    repository = Path(__file__).resolve().parents[1]
+    return built_once(tmp_path_factory, "honest", lambda folder: honest(folder, repository))

@@ -28,7 +28,6 @@ from noscratch.results import parquet_bytes
 from noscratch.results.pages import numbers
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("audit")  # one worker builds the honest checkout
 
 
 @pytest.fixture

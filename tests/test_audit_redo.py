@@ -23,7 +23,6 @@ from noscratch.cli import app
 from noscratch.store import read_record
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("audit")
 CELL = "smoke/listops/s4d/spt-masked"
 
 

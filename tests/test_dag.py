@@ -16,8 +16,6 @@ import pytest
 from checkout import Checkout
 from noscratch.atomic import is_left, temporary_in
 
-pytestmark = pytest.mark.xdist_group("engines")
-
 RUN = "smoke-listops-s4d-{}-seed0"
 PREPARE = {"prepare listops"}
 BASELINES = {f"finetune smoke-listops-{name}-scratch-seed0" for name in ("majority", "bag")}

@@ -17,8 +17,6 @@ from checkout import Checkout
 from noscratch.audit.case import Case
 from noscratch.audit.numbers import check, pages
 
-pytestmark = pytest.mark.xdist_group("engines")  # one worker builds the shared checkouts
-
 VIEWS = ("data/raw", "data/prepared", "data/runs")
 MADE = (*VIEWS, "reports", "site/docs/generated", "public")
 # ListOps: its data, two baselines, two runs of S4D, one of which has a pretraining. CoLA is blocked.

@@ -18,8 +18,6 @@ import pytest
 from checkout import Checkout
 from noscratch import recorded
 
-pytestmark = pytest.mark.xdist_group("engines")
-
 SPARE = 64 << 20
 LEFT = 4096
 """Bytes that are free when a command starts: enough to begin a file, too few to end one."""

@@ -16,7 +16,6 @@ from moto.server import ThreadedMotoServer
 from checkout import Checkout
 
 pytestmark = [
-    pytest.mark.xdist_group("engines"),
     pytest.mark.filterwarnings("ignore"),  # of the test server's own dependencies
 ]
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -26,9 +26,6 @@ from test_publish import HOSTILE, HOSTILE_NAME
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# One worker builds the site once.
-pytestmark = pytest.mark.xdist_group("site")
-
 # One page of every kind.
 KINDS = (
     *("index.html", "reproduce.html", "train.html", "extend.html", "testing.html"),

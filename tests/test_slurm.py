@@ -19,7 +19,6 @@ from checkout import Checkout, make_checkout
 
 pytestmark = [
     pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing()),
-    pytest.mark.xdist_group("slurm"),  # one cluster at a time: its ports and /etc/slurm are the machine's
 ]
 
 VIEWS = ("data/raw", "data/prepared", "data/runs")

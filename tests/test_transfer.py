@@ -27,8 +27,6 @@ from noscratch.errors import NoscratchError
 from noscratch.plan import read_plan
 from noscratch.store import RECORD, SUMS, Store, as_json, sha256_of, sync
 
-pytestmark = pytest.mark.xdist_group("transfer")  # one worker builds the shared checkouts
-
 RUNS = "data/store"
 
 
