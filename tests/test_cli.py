@@ -177,6 +177,8 @@ def test_a_dvc_lock_cut_short_comes_back(
         lock.write_bytes(before)
 
     def dvc(*command: str) -> int:
+        if command == ("noscratch.recorded",):  # has DVC list what it recorded
+            return 0
         assert command == ("dvc", "commit")
         if written is not None:
             lock.write_bytes(written)
