@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from checkout import ROOT, Checkout, make_checkout
-from noscratch import cli
+from noscratch import cli, cluster
 from noscratch.cli import app
-from noscratch.cluster import queue_again
+from noscratch.errors import NoscratchError
 from noscratch.plan import read_plan
 
 
@@ -106,10 +106,34 @@ def test_a_stopped_job_queues_up_again_only_while_it_runs(
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if job is not None:
         monkeypatch.setenv("SLURM_JOB_ID", job)
-    assert queue_again() is again
+    assert cluster.queue_again() is again
     asked = job is not None and state == "RUNNING"
     assert (tmp_path / "said").is_file() is asked
     assert not asked or (tmp_path / "said").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("echo 'Slurmctld(primary) at here is UP'", None),
+        ("echo 'Slurmctld(primary) at here is DOWN'", "is DOWN"),
+        ("echo 'no configuration' >&2; exit 1", "no configuration"),
+        ("exec sleep 60", "nothing in 1 s"),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_named(
+    does: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, body in (("sbatch", ""), ("scontrol", does)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    if said is None:
+        cluster.require_slurm()
+        return
+    with pytest.raises(NoscratchError, match=rf"does not answer \(`scontrol ping`: .*{said}\)\. Wait for it"):
+        cluster.require_slurm()
 
 
 @pytest.mark.parametrize(

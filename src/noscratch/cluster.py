@@ -8,6 +8,8 @@ import subprocess
 
 from noscratch.errors import NoscratchError
 
+PATIENCE = 20  # seconds; a controller that is busy answers within its MessageTimeout, 10 unless set otherwise
+
 
 def require_slurm() -> None:
     """Return when a Slurm controller answers here; raises NoscratchError otherwise, before any job is sent."""
@@ -17,9 +19,12 @@ def require_slurm() -> None:
             f"{needed}, and this host has no sbatch and scontrol. Log in to a host that submits jobs, or run "
             "`snakemake --cores 8 all` here."
         )
-    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
-    if ping.returncode or "UP" not in ping.stdout:
-        said = " ".join((ping.stdout + ping.stderr).split())
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False, timeout=PATIENCE)
+        answers, said = ping.returncode == 0 and "UP" in ping.stdout, " ".join((ping.stdout + ping.stderr).split())
+    except subprocess.TimeoutExpired:  # it looks for a controller on the network for a minute and more
+        answers, said = False, f"nothing in {PATIENCE} s"
+    if not answers:
         raise NoscratchError(
             f"{needed}, and its controller does not answer (`scontrol ping`: {said}). Wait for it, or run "
             "`snakemake --cores 8 all` here."
