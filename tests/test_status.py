@@ -141,9 +141,10 @@ def test_names_are_whole_on_a_narrow_terminal(checkout: tuple[Store, Plan], monk
 
 
 def test_a_name_that_is_not_in_the_plan(checkout: tuple[Store, Plan]) -> None:
-    error = CliRunner().invoke(app, ["status", "--task", "listop"]).exception
-    assert isinstance(error, NoscratchError)
-    assert "--task is one of listops, cola; got 'listop'" in str(error)
+    done = CliRunner().invoke(app, ["status", "--task", "listop"])
+    assert isinstance(done.exception, NoscratchError)
+    assert "--task is one of listops, cola; got 'listop'" in str(done.exception)
+    assert not done.output
 
 
 def test_gc_says_what_it_frees(checkout: tuple[Store, Plan]) -> None:

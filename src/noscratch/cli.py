@@ -136,9 +136,6 @@ def status(
     """
     store, the_plan = _checkout()
     found = Status(store, the_plan)
-    for kind, count in Counter(job.kind for job in the_plan.jobs.values()).items():
-        by_state = Counter(found.states[job.address] for job in the_plan.of(kind))
-        out.print(f"{kind:9} {count:5}: " + ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())))
     lines = found.grid()
     for option, chosen, known in (
         ("task", task, dict.fromkeys(line.task for line in lines)),
@@ -146,6 +143,9 @@ def status(
     ):
         if chosen is not None and chosen not in known:
             raise NoscratchError(f"--{option} is one of {', '.join(known)}; got {chosen!r}. Name one of them.")
+    for kind, count in Counter(job.kind for job in the_plan.jobs.values()).items():
+        by_state = Counter(found.states[job.address] for job in the_plan.of(kind))
+        out.print(f"{kind:9} {count:5}: " + ", ".join(f"{n} {state}" for state, n in sorted(by_state.items())))
     lines = [line for line in lines if task in (None, line.task) and backbone in (None, line.backbone)]
     # Names stay whole on a narrow terminal; the rest of a line may take several there.
     names = (Column(name, no_wrap=True) for name in ("task", "backbone"))
