@@ -74,3 +74,13 @@ def test_descendants_are_found_at_any_depth() -> None:
         assert {child.pid, grandchild} <= set(locks.descendants(os.getpid()))
         assert locks.descendants(child.pid) == [grandchild]
         assert locks.descendants(grandchild) == []
+
+
+def test_a_file_that_was_removed_or_replaced_is_no_longer_at_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        assert locks.is_at(file.fileno(), path)
+        path.unlink()
+        assert not locks.is_at(file.fileno(), path)
+        path.touch()
+        assert not locks.is_at(file.fileno(), path)

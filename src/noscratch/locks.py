@@ -30,7 +30,7 @@ def hold(path: Path, rule: str) -> Iterator[None]:
                 f"{rule}; process {holder or 'unknown'} is at it. Wait for it or stop it, then run the same command "
                 "again."
             ) from None
-        if _is_at(lock, path):
+        if is_at(lock, path):
             break
         os.close(lock)  # its last holder has removed it meanwhile
     try:
@@ -42,7 +42,8 @@ def hold(path: Path, rule: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Is the open file still the one of this name?"""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from noscratch.errors import NoscratchError
+from noscratch.locks import is_at
 from noscratch.sources.unpack import DigestError, DiskFull, disk_errors, verify
 
 CHUNK = 1 << 16
@@ -378,7 +379,7 @@ def _alone(target: Path) -> Iterator[None]:
         with path.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # The one that held it may have removed it meanwhile: then the lock is on a file that nobody else will see.
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            if is_at(lock.fileno(), path):
                 try:
                     yield
                 finally:
