@@ -351,9 +351,7 @@ def test_the_gradient_lies_in_memory_as_the_input(positions_first: bool) -> None
 def test_the_layout_in_memory_changes_no_bit(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     batch, H, L = shape
     u, g = (torch.randn(batch, H, L).to(dtype) for _ in range(2))
-    taps = [
-        torch.randn(*size).to(torch.float64 if dtype == torch.float64 else torch.float32) for size in ((H, L), (H,))
-    ]
+    taps = [torch.randn(*size, dtype=torch.promote_types(dtype, torch.float32)) for size in ((H, L), (H,))]
     results = []
     for leaf in (u, u.mT.contiguous().mT):
         inputs = [x.detach().requires_grad_() for x in (leaf, *taps)]

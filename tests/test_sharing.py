@@ -15,9 +15,7 @@ from moto.server import ThreadedMotoServer
 
 from checkout import Checkout
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # of the test server's own dependencies
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the test server's own dependencies
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 MADE = ("data/raw", "data/prepared", "data/runs", "reports", "public")
 

@@ -17,9 +17,7 @@ import pytest
 import slurm
 from checkout import Checkout, make_checkout
 
-pytestmark = [
-    pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing()),
-]
+pytestmark = pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
 
 VIEWS = ("data/raw", "data/prepared", "data/runs")
 # No accounting database here, so squeue is asked; and asked soon, since the jobs are short.
