@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,3 +245,25 @@ def test_read_results_checks(tmp_path: Path) -> None:
     pq.write_table(table.drop_columns(["code"]), path)
     with pytest.raises(RecordError, match="columns"):
         read_results(path)
+
+
+READ = """
+import os
+import pyarrow.parquet as pq
+from noscratch.results import parquet_table
+content = open("results.parquet", "rb").read()
+threads = [len(os.listdir("/proc/self/task"))]
+table = parquet_table(content)
+threads.append(len(os.listdir("/proc/self/task")))
+assert table.equals(pq.read_table("results.parquet"))
+threads.append(len(os.listdir("/proc/self/task")))
+print(*threads)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_reading_starts_no_thread_that_could_outlive_python(tmp_path: Path) -> None:
+    collect(grid(tmp_path / "runs"), tmp_path)
+    done = subprocess.run([sys.executable, "-c", READ], cwd=tmp_path, capture_output=True, text=True, check=True)
+    before, ours, arrows = map(int, done.stdout.split())
+    assert before == ours < arrows

@@ -26,7 +26,8 @@ X86 = "cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nflags\t\t: fpu av
     [
         (X86.format("avx512f"), "AMD EPYC (25/1, AVX-512)"),
         (X86.format(""), "AMD EPYC (25/1, AVX2)"),
-        ("model name : Old\n", "Old (None/None, SSE)"),
+        (X86.replace("avx2", "sse2").format(""), "AMD EPYC (25/1, SSE)"),
+        ("model name : ARMv8\nFeatures : fp asimd\n", "ARMv8"),
         ("processor : 0\nCPU part : 0xd40\n", "by Python"),
         (None, "by Python"),
     ],

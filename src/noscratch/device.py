@@ -27,10 +27,10 @@ def processor() -> str:
     first, _, _ = CPUINFO.read_text(encoding="utf-8").partition("\n\n")
     lines = (line.partition(":") for line in first.splitlines())
     found = {name.strip(): value.strip() for name, _, value in lines}
-    if "model name" not in found:
-        return platform.processor()
-    vectors = next((name for flag, name in VECTORS.items() if flag in found.get("flags", "").split()), "SSE")
-    return f"{found['model name']} ({found.get('cpu family')}/{found.get('model')}, {vectors})"
+    if "flags" not in found:  # x86 alone has them
+        return found.get("model name") or platform.processor()
+    vectors = next((name for flag, name in VECTORS.items() if flag in found["flags"].split()), "SSE")
+    return f"{found['model name']} ({found['cpu family']}/{found['model']}, {vectors})"
 
 
 def gpu_count() -> int:

@@ -27,7 +27,7 @@ from noscratch.audit.check import audit
 from noscratch.audit.honest import choose, commit, honest, record, run, show
 from noscratch.plan import canonical_json, read_plan
 from noscratch.record import blocked_record
-from noscratch.results import collect, parquet_bytes, publish
+from noscratch.results import collect, parquet_bytes, parquet_table, publish
 from noscratch.results.published import RECORDS
 from noscratch.store import PROVENANCE, RECORD, SUMS, as_json, sha256_of
 
@@ -253,7 +253,7 @@ def _shorten(root: Path) -> None:
             columns[name] = [values[i] for i in kept]
 
     content = _predicted(where, drop)
-    table = pq.read_table(io.BytesIO(content))
+    table = parquet_table(content)
     test = table.filter(pc.equal(table["split"], "test"))
     right = [t == p for t, p in zip(test["target"].to_pylist(), test["prediction"].to_pylist(), strict=True)]
 

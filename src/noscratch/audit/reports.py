@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from noscratch import params
 from noscratch.audit.case import UNREADABLE, Case, Entry, Finding
 from noscratch.audit.history import repetition
-from noscratch.results import collect, publish
+from noscratch.results import collect, parquet_table, publish
 from noscratch.results.claims import ClaimError
 from noscratch.results.judged import KEYS, judge_all
 from noscratch.store import RECORD
@@ -230,7 +230,7 @@ def _keyed(name: str, content: bytes, key: Sequence[str]) -> dict[str, Any]:
         return dict(_leaves(json.loads(content)))
     if name.endswith(".csv"):
         return {" ".join(row): n for row, n in Counter(map(tuple, csv.reader(io.StringIO(content.decode())))).items()}
-    rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    rows = parquet_table(content).to_pylist()
     return {" ".join(str(row[column]) for column in key): row for row in rows}
 
 

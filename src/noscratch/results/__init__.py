@@ -13,6 +13,7 @@ compute.parquet    what SPT gains at equal compute, three ways     compute.SCHEM
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,3 +56,12 @@ def parquet_bytes(table: pa.Table) -> bytes:
         store_schema=True,
     )
     return sink.getvalue().to_pybytes()
+
+
+def parquet_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table that is in the bytes of a Parquet file, or those of its columns.
+
+    Read in this thread: a thread of Arrow's that has not let go of Python's memory when the process ends aborts it
+    (apache/arrow issue 34314).
+    """
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)

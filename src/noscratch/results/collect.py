@@ -56,7 +56,7 @@ import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
 from noscratch.metrics import NAMES, score
-from noscratch.results import parquet_bytes, write_if_changed
+from noscratch.results import parquet_bytes, parquet_table, write_if_changed
 
 CELL = ("tier", "task", "backbone", "protocol", "seed")
 KEY = (*CELL, "phase", "split", "metric")
@@ -289,7 +289,7 @@ def _rows(run: Run) -> Iterator[Row]:
 
 def _predictions(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split -> (target, prediction), each float64 of shape (examples of the split,)."""
-    table = pq.read_table(io.BytesIO(run.file("predictions.parquet")), columns=["id", "split", "target", "prediction"])
+    table = parquet_table(run.file("predictions.parquet"), ["id", "split", "target", "prediction"])
     splits = {}
     for split in pc.unique(table["split"]).to_pylist():
         part = table.filter(pc.equal(table["split"], split))
@@ -373,7 +373,9 @@ def _curve(run: Run) -> pa.Table:
     types = {name: CURVES_SCHEMA.field(name).type for name in CURVES}
     try:
         options = pa_csv.ConvertOptions(column_types=types, include_columns=CURVES, null_values=[])
-        return pa_csv.read_csv(io.BytesIO(run.file("curves.csv")), convert_options=options)
+        memory = pa.BufferOutputStream()  # Arrow's own, since threads of Arrow's read it: see `parquet_table`
+        memory.write(run.file("curves.csv"))
+        return pa_csv.read_csv(pa.BufferReader(memory.getvalue()), convert_options=options)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise RecordError(
             f"{run.folder}: curves.csv must have the columns {', '.join(CURVES)}; it cannot be read so ({error})."

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noscratch.results import cells, collect, compute, flags, judge
+from noscratch.results import cells, collect, compute, flags, judge, parquet_table
 from noscratch.results.pages.evidence import HISTORY, Evidence, PublishError
 from noscratch.results.pages.markup import Cell, Page, code, command, link, listing, slug, table
 from noscratch.results.pages.numbers import at, shown, words
@@ -27,7 +27,7 @@ def files(evidence: Evidence) -> Iterator[tuple[str, bytes]]:
     for name in TABLES:
         content = (reports / f"{name}.parquet").read_bytes()
         yield f"downloads/{name}.parquet", content
-        rows = pq.read_table(io.BytesIO(content))
+        rows = parquet_table(content)
         yield f"downloads/{name}.csv", _csv(rows)
         yield f"downloads/{name}.json", _json(rows)
     yield "downloads/curves.parquet", (reports / "curves.parquet").read_bytes()

@@ -7,7 +7,6 @@ is an error: nothing is published that cannot be followed to bytes on disk.
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
-from noscratch.results import claims, observations, published, statistics
+from noscratch.results import claims, observations, parquet_table, published, statistics
 from noscratch.results.collect import PUBLISHED
 from noscratch.results.pages.markup import slug
 from noscratch.results.pages.numbers import at
@@ -52,7 +51,7 @@ class Measurement:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of its tables (Parquet, or JSON lists of objects where there is no Parquet), each with its PLACE."""
-        tables = {n: pq.read_table(io.BytesIO(c)).to_pylist() for n, c in self.files.items() if n.endswith(".parquet")}
+        tables = {n: parquet_table(c).to_pylist() for n, c in self.files.items() if n.endswith(".parquet")}
         tables = tables or {name: json.loads(content) for name, content in self.files.items() if name.endswith(".json")}
         return [row | {PLACE: (name, k)} for name, rows in tables.items() for k, row in enumerate(rows)]
 
