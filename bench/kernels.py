@@ -115,13 +115,12 @@ class Core(nn.Module):
 class Whole(nn.Module):
     """A block on x (B, L, H) without padding."""
 
-    def __init__(self, block: nn.Module, shape: Shape) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
-        self.register_buffer("mask", torch.ones(shape.batch, shape.length, dtype=torch.bool))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(x, self.mask)
+        return self.block(x, None)
 
 
 class Rotary(nn.Module):
@@ -178,11 +177,11 @@ def _sgconv(shape: Shape) -> sgconv.SGConv:
 
 
 def _block(mixer: Convolution, shape: Shape) -> Whole:
-    return Whole(MixerBlock(mixer, shape.heads, Settings()), shape)
+    return Whole(MixerBlock(mixer, shape.heads, Settings()))
 
 
 def _bigs(shape: Shape) -> Whole:
-    return Whole(bigs.build(bigs.Config(d_state=shape.states), shape.heads, shape.length, False), shape)
+    return Whole(bigs.build(bigs.Config(d_state=shape.states), shape.heads, shape.length, False))
 
 
 # ---------------------------------------------------------------- the peers' side

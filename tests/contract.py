@@ -132,6 +132,22 @@ def ignores_padding(name: str) -> None:
                 assert_close(y[i, :length], alone[i], bound, what=f"length {length} padded to {longest}")
 
 
+def needs_no_mask_without_padding(name: str) -> None:
+    """None for a mask that would hide nothing gives the same outputs and gradients."""
+    for causal in directions(name):
+        found = []
+        for mask in (None, real([LENGTH] * BATCH, LENGTH)):
+            block = build(name, causal).train()
+            x = draw(BATCH, LENGTH, D_MODEL).requires_grad_()
+            y = block(x, mask)
+            (y * draw(*y.shape, seed=3)).sum().backward()
+            found.append([y.detach(), x.grad] + [parameter.grad for parameter in block.parameters()])
+        for without, with_mask in zip(*found, strict=True):
+            assert_close(
+                without, with_mask, tolerance(torch.float64, LENGTH, LENGTH * CONDITION), what="without a mask"
+            )
+
+
 def padding_has_no_gradient(name: str) -> None:
     """Neither the padded inputs nor the amount of padding enter the gradients of a loss on real positions."""
     for causal in directions(name):
@@ -326,6 +342,7 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     refuses_unknown_settings,
     keeps_shape_and_dtype,
     ignores_padding,
+    needs_no_mask_without_padding,
     padding_has_no_gradient,
     looks_where_it_may,
     every_parameter_gets_a_gradient,

@@ -66,8 +66,15 @@ def test_one_position_is_finite_and_single_positions_do_not_train() -> None:
     module = BatchNorm(4)
     assert module(torch.ones(1, 1, 4), torch.ones(1, 1).bool()).isfinite().all()
     assert module.variance.isfinite().all()
-    with pytest.raises(backbones.BackboneError, match=r"whole batches with their mask; got positions. Call eval"):
+    with pytest.raises(backbones.BackboneError, match=r"whole batches \(B, L, D\); got \(2, 4\). Call eval"):
         module(torch.ones(2, 4))
+
+
+def test_without_a_mask_all_positions_are_real() -> None:
+    x = contract.draw(2, 5, 4)
+    with_mask, without = BatchNorm(4).double(), BatchNorm(4).double()
+    assert torch.equal(without(x), with_mask(x, torch.ones(2, 5).bool()))
+    assert torch.equal(without.variance, with_mask.variance)
 
 
 def test_training_does_not_depend_on_padding() -> None:

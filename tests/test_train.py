@@ -836,6 +836,19 @@ def test_pooling_takes_the_mean_or_the_last_real_token(prepared: Path) -> None:
     assert torch.equal(both.pool(features, mask), torch.stack([features[0, :3].mean(0), features[1, 0]]))
     causal, _, _ = built(prepared, protocol="spt-causal")
     assert torch.equal(causal.pool(features, mask), torch.stack([features[0, 2], features[1, 0]]))
+    for made in (both, causal):
+        for readout in (made.readout, "max"):
+            made.readout = readout
+            assert torch.equal(made.pool(features, None), made.pool(features, torch.ones_like(mask)))
+
+
+def test_a_batch_without_padding_has_no_mask_to_apply(prepared: Path) -> None:
+    split = data.Split(prepared, "train")
+    longest, others = np.split(np.argsort(-split.lengths, kind="stable"), [1])
+    assert split.lengths[longest] > split.lengths[others].min()
+    assert split.batch(longest).padding is None
+    padded = split.batch(np.append(longest, others[-1]))
+    assert padded.padding is padded.mask
 
 
 @pytest.mark.parametrize("readout", ["mean", "last", "max"])

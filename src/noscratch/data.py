@@ -78,6 +78,11 @@ class Batch:
     """Which rows are encoded together, and the length that does for them: one part, but for pairs, where a text may be
     much longer than its partner."""
 
+    @property
+    def padding(self) -> Tensor | None:
+        """The mask, or None where it would hide nothing."""
+        return None if self.real == self.mask.numel() else self.mask
+
     def to(self, device: torch.device) -> Batch:
         tokens, mask, label = (part.to(device, non_blocking=True) for part in (self.tokens, self.mask, self.label))
         parts = tuple((rows.to(device, non_blocking=True), length) for rows, length in self.parts)

@@ -84,7 +84,7 @@ class MlpHead(nn.Module):
 
 
 class Model(nn.Module):
-    """tokens (B, L) and mask (B, L) to features (B, L, D), and features to outputs.
+    """tokens (B, L) and mask (B, L), or None without padding, to features (B, L, D), and features to outputs.
 
     Dropout acts on the embedded input and on the features before the head; what is inside a block is the block's.
     """
@@ -110,7 +110,7 @@ class Model(nn.Module):
         self.head = head
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None, hidden: Tensor | None = None) -> Tensor:
         """Features (B, L, D). hidden (B, L), bool: the positions whose content is concealed."""
         x = self.embed(tokens, hidden)
         if self.absolute:
@@ -125,8 +125,12 @@ class Model(nn.Module):
         y: Tensor = x if self.norm is None else self.norm(x, mask)
         return y
 
-    def pool(self, features: Tensor, mask: Tensor) -> Tensor:
+    def pool(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """(B, D): the readout of real positions."""
+        if mask is None:
+            if self.readout == "last":
+                return features[:, -1]
+            return features.amax(1) if self.readout == "max" else features.mean(1)
         if self.readout == "last":
             return features[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
         if self.readout == "max":

@@ -36,13 +36,13 @@ def outcome_of(model: Model, batch: Batch, objective: str, meta: Mapping[str, An
         return classify(model, batch, meta["kind"])
     if objective == "masked":
         hidden = hidden_positions(batch.mask, batch.index, meta["pretraining"]["ratio"], seed, epoch)
-        features = model(batch.tokens, batch.mask, hidden.to(batch.tokens.device))
+        features = model(batch.tokens, batch.padding, hidden.to(batch.tokens.device))
         return _elements(model, features, batch, hidden, batch.tokens, meta["pretraining"]["loss"])
     assert objective == "causal", objective
     # Position l predicts element l + 1, wherever that is real.
     known = batch.mask.clone()
     known[:, :-1], known[:, -1] = batch.mask[:, 1:], False
-    features = model(batch.tokens, batch.mask)
+    features = model(batch.tokens, batch.padding)
     return _elements(model, features, batch, known, batch.tokens.roll(-1, dims=1), meta["pretraining"]["loss"])
 
 
@@ -59,7 +59,7 @@ def classify(model: Model, batch: Batch, kind: str) -> Outcome:
 def _encode(model: Model, batch: Batch) -> Tensor:
     """Pooled features (R, D), part by part."""
     if len(batch.parts) == 1:
-        return model.pool(model(batch.tokens, batch.mask), batch.mask)
+        return model.pool(model(batch.tokens, batch.padding), batch.padding)
     pooled = []
     for rows, length in batch.parts:
         mask = batch.mask[rows, :length]

@@ -27,10 +27,10 @@ class BackboneError(NoscratchError):
 class Block(Protocol):
     """One residual block: norm, mixer, channel mix and the residual sum are all inside.
 
-    `forward` maps x (B, L, D), floating, and mask (B, L), bool, True at real tokens, to (B, L, D). Padding stands on
-    the right. Outputs at real positions do not depend on how much padding follows; outputs at padded positions are
-    finite and otherwise unspecified, so a mixer that looks ahead zeroes (or masks) padded positions of its input.
-    With causal=True the output at position l depends on inputs at positions <= l only.
+    `forward` maps x (B, L, D), floating, and mask (B, L), bool, True at real tokens, or None where all are, to
+    (B, L, D). Padding stands on the right. Outputs at real positions do not depend on how much padding follows; those
+    at padded positions are finite and otherwise unspecified, so a mixer that looks ahead zeroes (or masks) padded
+    positions of its input. With causal=True the output at position l depends on inputs at positions <= l only.
 
     A submodule with special parameters declares them: `optim: dict[str, dict[str, float]]` maps names of its own
     parameters to {"lr": ..., "weight_decay": ...}, which `noscratch.optim` reads. Every parameter is real: a complex
@@ -42,7 +42,7 @@ class Block(Protocol):
     def kernels(self) -> dict[str, str]:
         """Which form of each kernel runs on the block's device: {"s4d_kernel": "fast", ...}."""
 
-    def __call__(self, x: Tensor, mask: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
 
 
 class CausalBlock(Block, Protocol):

@@ -88,8 +88,8 @@ class MixerBlock(nn.Module):
         found = {name: resolve(name, backend, available, device) for name, available in forms.items()}
         return found | self.gate.kernels if self.dropout else found
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self._leave(x, self.mixer(self._enter(x, mask) * mask.unsqueeze(-1)), mask)
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self._leave(x, self.mixer(without_padding(self._enter(x, mask), mask)), mask)
 
     def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         return self.mixer.initial_state(batch)
@@ -176,6 +176,11 @@ class ConjugatePairs(StateSpace):
     def eigenvalues(self) -> Tensor:
         """A (systems, N')."""
         return torch.complex(-self.log_decay.exp(), self.frequency)
+
+
+def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, L, D), zero where the mask (B, L) is False."""
+    return x if mask is None else x * mask.unsqueeze(-1)
 
 
 def check(config: Any) -> None:

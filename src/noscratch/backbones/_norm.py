@@ -26,11 +26,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 class BatchNorm(nn.Module):
-    """x (B, L, D) and mask (B, L): each channel less its mean, over its standard deviation, times weight, plus bias.
+    """x (B, L, D) and mask (B, L), or None without padding: each channel less its mean, over its standard deviation,
+    times weight, plus bias.
 
     In training both are those of the batch's real positions, so that padding changes nothing. A batch is what goes
     through the model at once: a piece of `micro_tokens`, of pairs the texts of one length. Several processes count
-    as one batch. In evaluation they are running averages, and x may be single positions (B, D), without a mask.
+    as one batch. In evaluation they are running averages, and x may be single positions (B, D).
 
     Ioffe and Szegedy, arXiv 1502.03167; momentum and the unbiased running variance as in PyTorch.
     """
@@ -51,8 +52,8 @@ class BatchNorm(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.training:
             return (x - self.mean) * ((self.variance + self.eps).rsqrt() * self.weight) + self.bias
-        require(mask is not None, "Batch norm trains on whole batches with their mask; got positions. Call eval().")
-        real = mask.unsqueeze(-1).to(x.dtype)  # type: ignore[union-attr]
+        require(x.ndim == 3, f"Batch norm trains on whole batches (B, L, D); got {tuple(x.shape)}. Call eval().")
+        real = (x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask).unsqueeze(-1).to(x.dtype)
         count = self.total(real.sum())
         mean = self.total((x * real).sum((0, 1))) / count
         x = x - mean

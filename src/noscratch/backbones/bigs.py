@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch.backbones import Block, require
-from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform, randomize
+from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform, randomize, without_padding
 from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.backbones._linear import Linear
 from noscratch.backbones.transformer import Attention, StackedBlock
@@ -100,8 +100,8 @@ class StateSpaces(nn.Module):
             "long_conv": resolve("long_conv", self.backend, conv.LONG_CONV_BACKENDS, device),
         }
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        streams = functional.gelu(self.enter(x)) * mask.unsqueeze(-1)
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        streams = without_padding(functional.gelu(self.enter(x)), mask)
         ahead, back = (stream.transpose(1, 2) for stream in streams.chunk(2, dim=-1))
         taps = self.taps(x.shape[1]).unsqueeze(1).expand(-1, x.shape[2], -1)
         skip = self.D[:, None, None].expand(-1, x.shape[2], 1)
@@ -135,7 +135,7 @@ class GatedBlock(nn.Module):
     def kernels(self) -> dict[str, str]:
         return self.mixer.kernels | self.out.kernels
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         z = self.norm(x)
         y = self.out(functional.gelu(self.up(self.mixer(z, mask))) * functional.gelu(self.gate(z)))
         return x + functional.dropout(y, self.dropout, self.training)

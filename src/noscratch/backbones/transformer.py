@@ -78,7 +78,7 @@ class Attention(nn.Module):
             forms["rotary"] = resolve("rotary", self.backend, attention.ROTARY_BACKENDS, device)
         return forms
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self._heads(x)
         # A causal query never sees the padding on its right.
         return self._join(
@@ -123,7 +123,7 @@ class StackedBlock(nn.Module):
     def kernels(self) -> dict[str, str]:
         return self.mixer.kernels | self.feedforward.kernels
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self._add(x, self.mixer(self._enter(x, self.norm_mixer), mask), self.norm_mixer)
         return self._feed(x)
 
