@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from noscratch.results import PART, rows_of
 from noscratch.results.collect import KEY, SCHEMA, RecordError, collect, read_results
 from records import BLOCKED, EXAMPLES, write_record, write_run
 
@@ -267,3 +268,11 @@ def test_reading_starts_no_thread_that_could_outlive_python(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", READ], cwd=tmp_path, capture_output=True, text=True, check=True)
     before, ours, arrows = map(int, done.stdout.split())
     assert before == ours < arrows
+
+
+def test_rows_come_in_parts_and_in_order() -> None:
+    many = 2 * PART + 3
+    table = pa.table({"step": range(many), "other": [0] * many, "value": [k / 7 for k in range(many)]})
+    table = pa.concat_tables([table.slice(0, 5), table.slice(5)])
+    assert list(rows_of(table, "value", "step")) == [(k / 7, k) for k in range(many)]
+    assert list(rows_of(table.slice(0, 0), "value", "step")) == []

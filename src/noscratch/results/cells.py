@@ -38,7 +38,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noscratch.results import statistics, survival
+from noscratch.results import rows_of, statistics, survival
 from noscratch.results.collect import CURVES_SCHEMA, RecordError, Row
 from noscratch.results.survival import Onset
 
@@ -141,8 +141,7 @@ def read_curves(path: Path) -> Curves:
         raise RecordError(f"{path}: its columns are not those of this version. Run `noscratch collect` again.")
     table = pq.read_table(path, filters=[("split", "=", "validation")])
     found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
-    columns = (table[name].to_pylist() for name in ("run", "metric", "step", "value"))
-    for run, metric, step, value in zip(*columns, strict=True):
+    for run, metric, step, value in rows_of(table, "run", "metric", "step", "value"):
         found[run, metric].append((step, value))
     return dict(found)
 

@@ -56,7 +56,7 @@ import pyarrow.parquet as pq
 
 from noscratch.errors import NoscratchError
 from noscratch.metrics import NAMES, score
-from noscratch.results import parquet_bytes, parquet_table, write_if_changed
+from noscratch.results import parquet_bytes, parquet_table, rows_of, write_if_changed
 
 CELL = ("tier", "task", "backbone", "protocol", "seed")
 KEY = (*CELL, "phase", "split", "metric")
@@ -386,9 +386,9 @@ def _plotted(runs: Sequence[Run], curves: pa.Table) -> bytes:
     """curves.csv."""
     primary = {run.name: run.record["result"]["primary"] for run in runs if run.done and run.phase == "finetune"}
     validation = curves.filter(pc.equal(curves["split"], "validation"))
-    points = zip(*(validation[name].to_pylist() for name in ("metric", *PLOTTED)), strict=True)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(PLOTTED)
+    points = rows_of(validation, "metric", *PLOTTED)
     writer.writerows((run, step, value) for metric, run, step, value in points if primary.get(run) == metric)
     return out.getvalue().encode()
