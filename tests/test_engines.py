@@ -281,7 +281,8 @@ def test_a_second_run_at_the_same_time_is_refused(by_dvc: Checkout) -> None:
 
     with (by_dvc.root / "data/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for done in (by_dvc.noscratch("repro", check=False), by_dvc.snakemake("all", check=False)):
+        refused = (by_dvc.noscratch(command, check=False) for command in ("repro", "publish"))
+        for done in (*refused, by_dvc.snakemake("all", check=False)):
             assert done.returncode == 1
             assert "One run at a time works in a checkout" in done.stdout + done.stderr
         by_dvc.snakemake("--dry-run", "all")

@@ -489,7 +489,9 @@ def publish() -> None:
     """
     from noscratch.results.publish import publish as write_pages
 
-    write_pages(Path.cwd())
+    root = Path.cwd()
+    with only_run(root / "data"):  # it takes away what others, killed, have left half written
+        write_pages(root)
 
 
 @app.command()
