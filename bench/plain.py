@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noscratch.backbones._block import Convolution, MixerBlock
+from noscratch.backbones._block import Convolution, MixerBlock, without_padding
 from noscratch.backbones.bigs import GatedBlock, StateSpaces
 from noscratch.backbones.dlr import DLR
 from noscratch.backbones.dss import DSS
@@ -168,15 +168,10 @@ class Block(nn.Module):
         self.block, self.core = block, core
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        u = visible(self.block.norm(x), mask)
+        u = without_padding(self.block.norm(x), mask)
         y = self.core(u.transpose(1, 2)).transpose(1, 2)
         gate = self.block.gate
         return x + functional.glu(functional.linear(functional.gelu(y), gate.weight, gate.bias))
-
-
-def visible(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x (B, L, H), zero where the mask (B, L) is False."""
-    return x if mask is None else x * mask.unsqueeze(-1)
 
 
 class BiGS(nn.Module):
@@ -190,8 +185,8 @@ class BiGS(nn.Module):
         block, enter = self.block, self.mixer.enter
         z = block.norm(x)
         w, b = enter.weight.chunk(2), enter.bias.chunk(2)
-        ahead = self.direction(0, visible(functional.gelu(functional.linear(z, w[0], b[0])), mask))
-        back = self.direction(1, visible(functional.gelu(functional.linear(z, w[1], b[1])), mask).flip(1)).flip(1)
+        first, second = (without_padding(functional.gelu(functional.linear(z, w[k], b[k])), mask) for k in (0, 1))
+        ahead, back = self.direction(0, first), self.direction(1, second.flip(1)).flip(1)
         up = functional.gelu(functional.linear(ahead * back, block.up.weight, block.up.bias))
         gate = functional.gelu(functional.linear(z, block.gate.weight, block.gate.bias))
         return x + functional.linear(up * gate, block.out.weight, block.out.bias)
