@@ -33,9 +33,14 @@ MUTANTS = [
     Mutant("D missing", "conv", "causal.new_zeros(H) if D is None else D.to(wide)", "causal.new_zeros(H)"),
     Mutant("gradient of D at another lag", "conv", "grad_kernel[:, 0]", "grad_kernel[:, -1]"),
     Mutant("circular leak", "conv", "_fft_size(L + max(causal", "_fft_size(max(causal"),
-    Mutant("correlation for convolution", "conv", "irfft(U * spectrum[h],", "irfft(U * spectrum[h].conj(),"),
+    Mutant("correlation for convolution", "conv", "(U, spectrum[h])", "(U, spectrum[h].conj())"),
     Mutant("reverse kernel not reversed", "conv", "gap, anticausal.flip(-1)]", "gap, anticausal]"),
-    Mutant("gradient of u not conjugated", "conv", "mirrored = spectrum.conj().resolve_conj()", "mirrored = spectrum"),
+    Mutant(
+        "gradient of u not conjugated",
+        "conv",
+        "save_for_backward(spectrum.conj_physical_()",
+        "save_for_backward(spectrum",
+    ),
     Mutant("gradient of k not conjugated", "conv", "total.conj_physical_()", "total"),
     Mutant("gradient of k from one block", "conv", "saved[i][row]", "saved[0][row]"),
     Mutant(

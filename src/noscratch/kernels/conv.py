@@ -18,7 +18,7 @@ LONG_CONV_BACKENDS = ("reference", "fast")
 SGCONV_BACKENDS = ("reference", "fast")
 
 BLOCK = 2**18  # values in one batch of FFTs: their spectra stay in the cache
-LEAST_ROWS = 32  # rows in it: each call makes its FFT plan anew
+LEAST_ROWS = 32  # rows in it: each call makes its FFT plan anew, for the time of some 20 rows
 
 
 def long_conv(
@@ -104,11 +104,14 @@ def _fft_size(least: int) -> int:
 
 
 def _blocks(u: Tensor) -> Iterator[tuple[slice, slice]]:
-    """(sequences, heads) of about BLOCK values, at least LEAST_ROWS rows, on the CPU; one block elsewhere."""
+    """(sequences, heads) of about BLOCK values, at least LEAST_ROWS rows, on the CPU; one block elsewhere. Whole
+    sequences where one fits, which lie in one piece; else heads of all sequences, which share the kernel's spectrum."""
     batch, H, L = u.shape
     rows = max(LEAST_ROWS, BLOCK // L) if u.device.type == "cpu" else batch * H
-    heads = max(1, rows // batch)
-    sequences = min(batch, rows)
+    if rows >= H:
+        sequences, heads = rows // H, H
+    else:
+        sequences, heads = min(batch, rows), max(1, rows // batch)
     for h in range(0, H, heads):
         for b in range(0, batch, sequences):
             yield slice(b, b + sequences), slice(h, h + heads)
@@ -129,6 +132,28 @@ def _transposed(x: Tensor) -> Tensor:
     return torch.native_channel_shuffle(pixels, m).view(batch, n, m)
 
 
+class _Transform:
+    """FFTs of size n of blocks of rows, by way of two buffers that serve one block after the other."""
+
+    def __init__(self, n: int, dtype: torch.dtype) -> None:
+        self.n, self.dtype = n, dtype
+        self.padded = self.product = torch.empty(0)
+
+    def spectrum(self, rows: Tensor) -> Tensor:
+        """rows (batch, heads, L), padded by zeros -> (batch, heads, n // 2 + 1)."""
+        *shape, L = rows.shape
+        if self.padded.shape[:-1] != torch.Size(shape):
+            self.padded = rows.new_zeros(*shape, self.n, dtype=self.dtype)
+        self.padded[..., :L] = rows
+        return torch.fft.rfft(self.padded)
+
+    def filtered(self, spectrum: Tensor, response: Tensor) -> Tensor:
+        """The rows (batch, heads, n) whose spectrum is `spectrum` times `response` (heads, n // 2 + 1)."""
+        if self.product.shape != spectrum.shape:
+            self.product = torch.empty_like(spectrum)
+        return torch.fft.irfft(torch.mul(spectrum, response, out=self.product), n=self.n)
+
+
 class _CircularConv(torch.autograd.Function):
     """u (batch, H, L) convolved with kernel (H, M <= n) at circular size n, cut to L; at that n nothing wraps.
 
@@ -141,32 +166,32 @@ class _CircularConv(torch.autograd.Function):
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         ctx.positions_first = _lies_positions_first(u)
         saved = []
+        transform = _Transform(n, kernel.dtype)
         for b, h in _blocks(u):
-            rows = u[b, h].to(kernel.dtype)
-            U = torch.fft.rfft(_transposed(rows.mT) if ctx.positions_first else rows, n=n)
-            y[b, h] = torch.fft.irfft(U * spectrum[h], n=n)[..., : u.shape[-1]]
+            U = transform.spectrum(_transposed(u[b, h].mT) if ctx.positions_first else u[b, h])
+            y[b, h] = transform.filtered(U, spectrum[h])[..., : u.shape[-1]]
             if any(ctx.needs_input_grad[1:3]):
                 saved.append(U)
-        ctx.save_for_backward(spectrum, *saved)
-        ctx.n, ctx.taps, ctx.dtype = n, kernel.shape[-1], kernel.dtype
+        ctx.save_for_backward(spectrum.conj_physical_(), *saved)  # of the kernel read backwards
+        ctx.n, ctx.taps = n, kernel.shape[-1]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        spectrum, *saved = ctx.saved_tensors
+        mirrored, *saved = ctx.saved_tensors
         batch, H, L = grad.shape
         needs_u = ctx.needs_input_grad[0]
         needs_kernel = any(ctx.needs_input_grad[1:3])
         grad_u = None
         if needs_u:  # lies in memory as u does: elementwise steps before this one are slow where the two differ
             grad_u = grad.new_empty(batch, L, H).mT if ctx.positions_first else grad.new_empty(batch, H, L)
-        mirrored = spectrum.conj().resolve_conj()  # of the kernel read backwards
-        total = torch.zeros_like(spectrum) if needs_kernel else None  # sum over the batch of conj(dL/dspectrum)
+        total = torch.zeros_like(mirrored) if needs_kernel else None  # sum over the batch of conj(dL/dspectrum)
+        transform = _Transform(ctx.n, mirrored.real.dtype)
         for i, (b, h) in enumerate(_blocks(grad)):
-            G = torch.fft.rfft(grad[b, h].to(ctx.dtype), n=ctx.n)
+            G = transform.spectrum(grad[b, h])
             if grad_u is not None:
-                rows = torch.fft.irfft(G * mirrored[h], n=ctx.n)[..., :L]
+                rows = transform.filtered(G, mirrored[h])[..., :L]
                 grad_u[b, h] = _transposed(rows).mT if ctx.positions_first else rows
             if total is not None:
                 G.conj_physical_()
