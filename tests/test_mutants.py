@@ -141,7 +141,7 @@ MUTANTS = [
         "correction of the correction added", "_krylov", "torch.cat((-below, inverse)", "torch.cat((below, inverse)"
     ),
     Mutant("adjoint of the correction not transposed", "_krylov", "inverse.mT @ d_solution", "inverse @ d_solution"),
-    Mutant("levels without squaring", "_krylov", "E = E @ E", "E = E + 0"),
+    Mutant("levels without squaring", "_krylov", "(E @ E, dtype)", "(E + 0, dtype)"),
 ]
 
 

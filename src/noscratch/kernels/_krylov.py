@@ -21,9 +21,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from noscratch.kernels._vandermonde import blocks, complex_view, full_precision, powers, real_view
+from noscratch.kernels._vandermonde import (
+    blocks,
+    complex_view,
+    full_precision,
+    powers,
+    real_view,
+    without_subnormals,
+)
 
-STEPS = 64  # a squaring of E costs as much as a product of E with 2 n rows, and two more in the backward pass
+STEPS = 32  # a squaring of E costs as much as a product of E with 2 n rows, and two more in the backward pass
 ROWS = 32  # r M at most: the triangular system grows with its square, the number of rows Y falls with it
 
 
@@ -103,17 +110,17 @@ class _Krylov(torch.autograd.Function):
         while STEPS * rows.shape[1] < A * R:
             steps.append(E)
             rows = torch.cat((rows, rows @ E), 1)
-            E = E @ E
+            E = without_subnormals(E @ E, dtype)
         Y = rows.new_empty(H, A * R, 2 * n, dtype=dtype)
         Y[:, : rows.shape[1]] = rows[:, : A * R]
         if rows.shape[1] < A * R:
             steps.append(E)
             for piece in Y.split(rows.shape[1], 1)[1:]:
-                rows = rows[:, : piece.shape[1]] @ E
+                rows = without_subnormals(rows[:, : piece.shape[1]] @ E, dtype)
                 piece.copy_(rows)
         rounded = dtype.to_complex()
-        kept = (table.to(rounded), *(x.to(dtype) for x in (tu, tv, ub, inverse, solution, *steps)))
-        ctx.save_for_backward(b, U, V, X, Y, *kept)
+        kept = (table.to(rounded), *(x.to(dtype) for x in (tu, tv, ub, inverse, solution)))
+        ctx.save_for_backward(b, U, V, X, Y, *kept, *(without_subnormals(E.to(dtype)) for E in steps))
         ctx.R, ctx.M = R, M
         return (Y @ X.mT).view(H, A, R, M).transpose(1, 2).reshape(H, R, A * M)[..., :length]
 
@@ -129,14 +136,14 @@ class _Krylov(torch.autograd.Function):
         dY = grad @ X
         dE = None
         for level in range(len(steps) - 1, -1, -1):
-            E = steps[level]
+            E_t = steps[level].mT.contiguous()
             size = R << level
             end = 2 * size if dE is not None else dY.shape[1]
             for start in range((end - 1) // size * size, 0, -size):
                 piece = dY[:, start : min(start + size, end)]
-                dY[:, start - size : start - size + piece.shape[1]] += piece @ E.mT
+                dY[:, start - size : start - size + piece.shape[1]] += piece @ E_t
             from_rows = Y[:, : end - size].mT @ dY[:, size:end]
-            dE = from_rows if dE is None else from_rows.baddbmm_(dE, E.mT).baddbmm_(E.mT, dE)
+            dE = from_rows if dE is None else from_rows.baddbmm_(dE, E_t).baddbmm_(E_t, dE)
         dc = complex_view(dY[:, :R]).conj()
 
         w, outputs = solution[..., 0], solution[..., 1:]
