@@ -220,11 +220,20 @@ def attend_truth(length: int, q: Array, k: Array, v: Array) -> Array:
     return np.stack(rows, axis=2)
 
 
-def gated_truth(_: int, x: Array, w: Array, b: Array) -> Array:
+def gelu_truth(x: Array) -> Array:
     """SciPy's error function is of float64."""
-    h = x * (1 + scipy.special.erf((x / np.sqrt(np.longdouble(2))).astype(np.float64))) / 2
-    p, q = np.split(h @ w.T + b, 2, axis=-1)
+    return x * (1 + scipy.special.erf((x / np.sqrt(np.longdouble(2))).astype(np.float64))) / 2
+
+
+def gated_truth(_: int, x: Array, w: Array, b: Array) -> Array:
+    p, q = np.split(gelu_truth(x) @ w.T + b, 2, axis=-1)
     return p / (1 + np.exp(-q))
+
+
+def gelu_product_truth(
+    _: int, u: Array, v: Array, w_u: Array, b_u: Array, w_v: Array, b_v: Array, w: Array, b: Array
+) -> Array:
+    return (gelu_truth(u @ w_u.T + b_u) * gelu_truth(v @ w_v.T + b_v)) @ w.T + b
 
 
 def block_diagonal(x: Array, w: Array) -> Array:
@@ -346,6 +355,18 @@ def cases() -> list[Case]:
             lambda L, *x: structured.gated(*x),
             gated_truth,
             activations=(0, 1, 2),
+            condition=few,
+        ),
+        Case(
+            "structured.gelu_product",
+            lambda L: (
+                *(real(seed, 4, L) for seed in (54, 55)),
+                *(real(56, 4, L, scale=L**-0.5), real(57, 4), real(58, 4, L, scale=L**-0.5), real(59, 4)),
+                *(real(60, 4, 4), real(61, 4)),
+            ),
+            lambda L, *x: structured.gelu_product(*x),
+            gelu_product_truth,
+            activations=tuple(range(8)),
             condition=few,
         ),
         Case(

@@ -141,6 +141,52 @@ def test_gated_is_its_steps(drawn: tuple[Tensor, Tensor, Tensor], backend: str, 
         assert_close(j, k, tolerance(x.dtype, x.shape[0] * x.shape[1] + x.shape[2]), scale, name)
 
 
+PRODUCT = ("u", "v", "w_u", "b_u", "w_v", "b_v", "w", "b")
+
+
+def product_steps(
+    u: Tensor, v: Tensor, w_u: Tensor, b_u: Tensor, w_v: Tensor, b_v: Tensor, w: Tensor, b: Tensor
+) -> Tensor:
+    """`gelu_product` written out without the kernel."""
+    p, q = ((x.unsqueeze(-2) * weight).sum(-1) + bias for x, weight, bias in ((u, w_u, b_u), (v, w_v, b_v)))
+    return ((functional.gelu(p) * functional.gelu(q)).unsqueeze(-2) * w).sum(-1) + b
+
+
+@st.composite
+def factors(draw: st.DrawFn) -> tuple[Tensor, ...]:
+    """What `gelu_product` takes, u and v of 1 to 4 dimensions."""
+    make, lead = own.Source(draw), draw(leading)
+    i, width, o = draw(own.sizes(6)), draw(own.sizes(9)), draw(own.sizes(6))
+    shapes = (*lead, i), (*lead, i), (width, i), (width,), (width, i), (width,), (o, width), (o,)
+    return tuple(make.reals(*shape) for shape in shapes)
+
+
+@given(factors(), backends, own.seeds())
+def test_gelu_product_is_its_steps(drawn: tuple[Tensor, ...], backend: str, seed: int) -> None:
+    """Values and gradients."""
+    u, v, w_u, b_u, w_v, b_v, w, b = drawn
+    g = own.normal(seed, *u.shape[:-1], len(w), dtype=u.dtype)
+    got = run(lambda *x: structured.gelu_product(*x, backend=backend), drawn, g)
+    want = run(product_steps, [wide(t) for t in drawn], wide(g))
+    p, q = 1 + norm(u) * norm(w_u) + norm(b_u), 1 + norm(v) * norm(w_v) + norm(b_v)
+    size = 1 + p * q * norm(w) + norm(b)
+    inner = size * norm(g) * (1 + norm(w))  # of a derivative by p or q
+    bound = tolerance(u.dtype, u.numel() + w.numel())
+    scales = [size, *(inner * (1 + norm(x)) for x in (w_u, w_v, u, b_u, v, b_v)), p * q * norm(g), size * norm(g)]
+    for name, j, k, scale in zip(("y", *PRODUCT), got, want, scales, strict=True):
+        assert_close(j, k, bound, scale, name)
+
+
+@pytest.mark.parametrize("rows", [3, 2 * structured.ROWS + 7])
+def test_gelu_product_in_pieces(rows: int) -> None:
+    shapes = ((2, rows, 5), (2, rows, 5), (8, 5), (8,), (8, 5), (8,), (4, 8), (4,))
+    drawn, g = [torch.randn(*shape) for shape in shapes], torch.randn(2, rows, 4)
+    drawn[0] = torch.randn(2, 5, rows).mT  # as convolutions leave it
+    got, want = run(structured.gelu_product, drawn, g), run(product_steps, [wide(t) for t in drawn], wide(g))
+    for name, j, k in zip(("y", *PRODUCT), got, want, strict=True):
+        assert_close(j, k, tolerance(torch.float32, 2 * rows), 10 * k.abs().max().item(), name)
+
+
 @pytest.mark.parametrize("channels_first", [True, False])
 @pytest.mark.parametrize(("batch", "rows", "i", "o"), LAYOUTS)
 def test_linear_of_many_rows_in_either_layout(batch: int, rows: int, i: int, o: int, channels_first: bool) -> None:
@@ -239,6 +285,13 @@ def test_golden_structured(
         (lambda: linear(torch.ones(3), torch.ones(2, 4)), "linear with this weight takes 4 features; got 3"),
         (lambda: structured.gated(torch.ones(3), torch.ones(2, 4), torch.ones(2)), "takes 4 features .* got 3 and 2"),
         (lambda: structured.gated(torch.ones(4), torch.ones(3, 4), torch.ones(3)), "an even number .* got 4 and 3"),
+        (
+            lambda: structured.gelu_product(
+                *(torch.ones(3), torch.ones(3), torch.ones(6, 3), torch.ones(6), torch.ones(6, 3), torch.ones(6)),
+                *(torch.ones(2, 5), torch.ones(2)),
+            ),
+            r"w \(out, width\); got \(3,\), \(3,\), \(6, 3\), \(6, 3\), \(2, 5\)",
+        ),
         (lambda: low_rank(torch.ones(3), torch.ones(2, 4), torch.ones(5, 2)), "low_rank with these weights takes 4"),
         (lambda: low_rank(torch.ones(4), torch.ones(2, 4), torch.ones(5, 3)), "makes 2 values, the second takes 3"),
         (

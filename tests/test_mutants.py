@@ -101,6 +101,8 @@ MUTANTS = [
         "gradient of x by the wrong side", "structured", "_product(dz, w.T, None)", "_product(dz, w.flip(0).T, None)"
     ),
     Mutant("bias lost", "structured", "functional.gelu(rows), w, b)", "functional.gelu(rows), w, None)"),
+    Mutant("bias of the product lost", "structured", "gelu(q)), w, b, piece)", "gelu(q)), w, None, piece)"),
+    Mutant("gradients of the factors swapped", "structured", "gelu_q.mul_(dh), p)", "gelu_p * dh, p)"),
     # ssm
     Mutant("S4D without its factor 2", "ssm", "(Abar,), 2 * Bbar * C", "(Abar,), Bbar * C"),
     Mutant("dt missing from Bbar", "ssm", "step * scale * B", "scale * B"),

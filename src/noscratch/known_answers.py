@@ -360,10 +360,19 @@ def _structured_cases() -> list[Case]:
         halves = [middle[:, block::2] @ w2[block].T for block in range(2)]  # dealt out to 2 blocks
         return torch.stack(halves, dim=-1).flatten(1)
 
+    def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return (x[..., None, :] * w).sum(-1) + b
+
+    def gelu(x: Tensor) -> Tensor:
+        return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
     def gated(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        h = x * (1 + torch.erf(x / math.sqrt(2))) / 2
-        p, q = ((h[..., None, :] * w).sum(-1) + b).chunk(2, dim=-1)
+        p, q = affine(gelu(x), w, b).chunk(2, dim=-1)
         return p / (1 + torch.exp(-q))
+
+    def gelu_product(u: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
+        w_u, b_u, w_v, b_v, w, b = weights
+        return affine(gelu(affine(u, w_u, b_u)) * gelu(affine(v, w_v, b_v)), w, b)
 
     def call(name: str) -> Callable[..., Tensor]:
         return lambda kernels, backend, *x: getattr(kernels.structured, name)(*x, backend=backend)
@@ -377,15 +386,15 @@ def _structured_cases() -> list[Case]:
         "block_dense": (_real(44, 3, 4, 2), _real(45, 7, 12)),
         "block_shuffle": (_real(46, 3, 4, 2), _real(47, 2, 5, 6)),
     }
-    affine = (_real(48, 3, 5, 6), _real(49, 7, 6), _real(50, 7))
+    gates = (_real(49, 7, 6), _real(50, 7), _real(66, 7, 6), _real(67, 7))
     found = [
         Case(
             "structured.linear",
             "product and bias",
             structured.LINEAR_BACKENDS,
-            affine,
+            (_real(48, 3, 5, 6), _real(49, 7, 6), _real(50, 7)),
             call("linear"),
-            lambda x, w, b: (x[..., None, :] * w).sum(-1) + b,
+            affine,
             length=15,
             condition=4.0,
         ),
@@ -398,6 +407,16 @@ def _structured_cases() -> list[Case]:
             gated,
             length=15,
             condition=4.0,
+        ),
+        Case(
+            "structured.gelu_product",
+            "products, GELU, product",
+            structured.GELU_PRODUCT_BACKENDS,
+            (_real(48, 3, 5, 6), _real(68, 3, 5, 6), *gates, _real(69, 4, 7), _real(70, 4)),
+            call("gelu_product"),
+            gelu_product,
+            length=15,
+            condition=8.0,
         ),
     ]
     for name, answer in (("low_rank", low_rank), ("block_dense", block_dense), ("block_shuffle", block_shuffle)):

@@ -17,7 +17,7 @@ from noscratch.backbones._block import check, check_steps, eigenvalues, log_unif
 from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.backbones._linear import Linear
 from noscratch.backbones.transformer import Attention, StackedBlock
-from noscratch.kernels import conv, resolve, ssm
+from noscratch.kernels import conv, resolve, ssm, structured
 
 PAPER = "Wang, Yan, Gu, Rush, Pretraining Without Attention, arXiv 2212.10544"
 CAUSAL_OK = False
@@ -128,16 +128,19 @@ class GatedBlock(nn.Module):
         super().__init__()
         self.mixer, self.dropout = mixer, dropout
         self.norm = nn.LayerNorm(d_model, eps=EPS)
-        self.gate, self.up = Linear(d_model, width, backend), Linear(d_model, width, backend)
-        self.out = Linear(width, d_model, backend)
+        self.gate, self.up = nn.Linear(d_model, width), nn.Linear(d_model, width)
+        self.out = nn.Linear(width, d_model)
+        self.backend = backend
 
     @property
     def kernels(self) -> dict[str, str]:
-        return self.mixer.kernels | self.out.kernels
+        form = resolve("gelu_product", self.backend, structured.GELU_PRODUCT_BACKENDS, self.out.weight.device)
+        return self.mixer.kernels | {"gelu_product": form}
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         z = self.norm(x)
-        y = self.out(functional.gelu(self.up(self.mixer(z, mask))) * functional.gelu(self.gate(z)))
+        layers = (tensor for layer in (self.up, self.gate, self.out) for tensor in (layer.weight, layer.bias))
+        y = structured.gelu_product(self.mixer(z, mask), z, *layers, backend=self.backend)
         return x + functional.dropout(y, self.dropout, self.training)
 
 
