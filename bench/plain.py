@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noscratch.backbones._block import Convolution, MixerBlock, without_padding
+from noscratch.backbones import without_padding
+from noscratch.backbones._block import Convolution, MixerBlock
 from noscratch.backbones.bigs import GatedBlock, StateSpaces
 from noscratch.backbones.dlr import DLR
 from noscratch.backbones.dss import DSS

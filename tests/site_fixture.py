@@ -130,7 +130,7 @@ def checkout(root: Path, mini: int = 0) -> Path:
 
     mini: so many seeds at tier mini too, with scores that support one claim, contradict one and leave one open.
     """
-    shutil.copytree(REPOSITORY / "site", root / "site", ignore=shutil.ignore_patterns("generated", ".generated-*"))
+    shutil.copytree(REPOSITORY / "site", root / "site", ignore=shutil.ignore_patterns("generated", ".tmp-*"))
     shutil.copy(REPOSITORY / "CITATION.cff", root)
     (root / "claims").mkdir()
     (root / "claims" / "spt.yaml").write_text(CLAIMS, encoding="utf-8")

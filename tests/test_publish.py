@@ -6,6 +6,7 @@ import ast
 import csv
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
@@ -24,6 +25,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import site_fixture
+from noscratch.atomic import PREFIX, temporary_in
 from noscratch.backbones import s4d
 from noscratch.results.pages import charts, cost, downloads, learning, numbers, numerics, scores
 from noscratch.results.pages.backbones import describe
@@ -91,11 +93,15 @@ def test_same_bytes_in_another_folder(root: Path, tmp_path: Path) -> None:
 
 def test_nothing_old_is_left(copy: Path) -> None:
     (copy / GENERATED / "runs" / "gone.md").write_text("old", encoding="utf-8")
-    killed = copy / GENERATED.parent / ".generated-killed"
+    alive = temporary_in((copy / GENERATED).parent, "generated")
+    killed = alive.with_name(alive.name.replace(f".{os.getpid()}.", f".{2**22 + 1}."))  # no process has this number
+    alive.mkdir()
     killed.mkdir()
     publish(copy)
+    assert not killed.exists()
+    alive.rmdir()
     assert not (copy / GENERATED / "runs" / "gone.md").exists()
-    assert not list((copy / GENERATED).parent.glob(".generated-*"))
+    assert not list((copy / GENERATED).parent.glob(f"{PREFIX}*"))
 
 
 def test_a_failure_leaves_the_former_pages(copy: Path) -> None:
@@ -104,7 +110,7 @@ def test_a_failure_leaves_the_former_pages(copy: Path) -> None:
     with pytest.raises(PublishError, match=r"reports/verdicts\.parquet.*dvc repro"):
         publish(copy)
     assert pages(copy) == before
-    assert not list((copy / GENERATED).parent.glob(".generated-*"))
+    assert not list((copy / GENERATED).parent.glob(f"{PREFIX}*"))
 
 
 def test_a_number_that_its_record_does_not_hold_stops_the_build(copy: Path) -> None:

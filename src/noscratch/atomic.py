@@ -33,6 +33,15 @@ def remove_left(folder: Path, stem: str) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def put(folder: Path, target: Path) -> None:
+    """Give a finished folder the name `target`, beside it or above; what stood there until now is removed."""
+    aside = temporary_in(folder.parent, f"aside-{target.name}")
+    if target.exists():
+        os.rename(target, aside)
+    os.rename(folder, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file, its folder too; a failure leaves what stood there and nothing else."""
     path.parent.mkdir(parents=True, exist_ok=True)

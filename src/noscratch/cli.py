@@ -24,7 +24,7 @@ from rich.table import Column, Table
 
 from noscratch import availability, recorded, telemetry
 from noscratch import device as devices
-from noscratch.atomic import temporary_in
+from noscratch.atomic import put, temporary_in
 from noscratch.audit.commands import COMMANDS
 from noscratch.cluster import queue_again
 from noscratch.device import rank, together
@@ -520,12 +520,9 @@ def site() -> None:
                 f"{done.stdout}\nThe site builds without a warning; MkDocs gave the above. Mend the page that it "
                 "names, or free some space if the disk is full, then `noscratch site`."
             )
-        if public.exists():
-            public.rename(made.with_name(f"{made.name}-old"))
-        made.rename(public)
+        put(made, public)
     finally:
-        for left in (made, made.with_name(f"{made.name}-old")):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @app.command()

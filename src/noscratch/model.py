@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noscratch import backbones
+from noscratch.backbones import without_padding
 from noscratch.backbones._norm import BatchNorm, norm
 
 PIXEL_VALUES = 256
@@ -127,16 +128,15 @@ class Model(nn.Module):
 
     def pool(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """(B, D): the readout of real positions."""
-        if mask is None:
-            if self.readout == "last":
-                return features[:, -1]
-            return features.amax(1) if self.readout == "max" else features.mean(1)
         if self.readout == "last":
+            if mask is None:
+                return features[:, -1]
             return features[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
         if self.readout == "max":
-            return features.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
-        weights = mask.to(features.dtype).unsqueeze(-1)
-        return (features * weights).sum(1) / weights.sum(1)
+            seen = features if mask is None else features.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+            return seen.amax(1)
+        real = features.shape[1] if mask is None else mask.sum(1, keepdim=True)
+        return without_padding(features, mask).sum(1) / real
 
     def set_progress(self, fraction: float) -> bool:
         """Tell the modules that change in the course of a training which share of it is over. Are there any?"""

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from noscratch.atomic import PREFIX, is_left, temporary_in
+from noscratch.atomic import PREFIX, is_left, put, temporary_in
 from noscratch.errors import NoscratchError
 from noscratch.plan import VIEWS, Job, Plan, canonical_json
 from noscratch.schema import Record, parse, stated
@@ -145,10 +145,7 @@ class Store:
             if (final / RECORD).is_file():
                 return
             # Only a log or a foreign file can stand there: a record comes with the rename of a whole folder.
-            aside = temporary_in(self.folder, f"aside-{final.name}")
-            os.rename(final, aside)
-            os.rename(temporary, final)
-            shutil.rmtree(aside)
+            put(temporary, final)
         _sync_folder(self.folder)
 
     def leftovers(self) -> list[Path]:
@@ -270,13 +267,7 @@ def make_view(store: Store, view: str, files: Mapping[str, Path | bytes]) -> boo
                     place.chmod(0o444)
                 else:
                     link_or_copy(content, place)
-            if target.exists():
-                aside = temporary_in(store.data, f"aside-{view}")
-                os.rename(target, aside)
-                os.rename(temporary, target)
-                shutil.rmtree(aside)
-            else:
-                os.rename(temporary, target)
+            put(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from noscratch import availability
+from noscratch.atomic import PREFIX
 from noscratch.audit.git import commit_of, git
 from noscratch.plan import VIEWS, grid, plans_of_all_tiers, read_plan
 from noscratch.record import Stopwatch, write_bench
@@ -30,7 +31,7 @@ from noscratch.yaml_reader import read
 
 # What a checkout is made of, beside its settings and claims.
 PARTS = ("src", "site", ".dvc/config", ".dvcignore", ".gitignore", "CITATION.cff", "CHANGELOG.md", "dvc.yaml")
-LEFT_OUT = ("__pycache__", "generated", ".generated-*", "*.egg-info")
+LEFT_OUT = ("__pycache__", "generated", f"{PREFIX}*", "*.egg-info")
 # The smallest that trains.
 SIZE = {"d_model": 8, "layers": 1, "dropout": 0.0}
 TRAIN = {"steps": 4, "batch_tokens": 256, "warmup": 1, "evaluate_every": 2}

@@ -90,6 +90,11 @@ def recurrent(block: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(outputs, dim=1)
 
 
+def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, L, D), zero where the mask (B, L) is False; None hides nothing."""
+    return x if mask is None else x * mask.unsqueeze(-1)
+
+
 def names() -> list[str]:
     """Every backbone file, sorted; files that start with an underscore are helpers."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))

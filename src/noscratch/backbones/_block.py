@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noscratch.backbones import require
+from noscratch.backbones import require, without_padding
 from noscratch.backbones._linear import Linear
 from noscratch.backbones._norm import norm
 from noscratch.kernels import conv, resolve, ssm, structured
@@ -176,11 +176,6 @@ class ConjugatePairs(StateSpace):
     def eigenvalues(self) -> Tensor:
         """A (systems, N')."""
         return torch.complex(-self.log_decay.exp(), self.frequency)
-
-
-def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x (B, L, D), zero where the mask (B, L) is False."""
-    return x if mask is None else x * mask.unsqueeze(-1)
 
 
 def check(config: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from noscratch.backbones import require
+from noscratch.backbones import require, without_padding
 
 MOMENTUM = 0.1
 """What a batch's statistics weigh in the running ones."""
@@ -53,11 +53,11 @@ class BatchNorm(nn.Module):
         if not self.training:
             return (x - self.mean) * ((self.variance + self.eps).rsqrt() * self.weight) + self.bias
         require(x.ndim == 3, f"Batch norm trains on whole batches (B, L, D); got {tuple(x.shape)}. Call eval().")
-        real = (x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask).unsqueeze(-1).to(x.dtype)
-        count = self.total(real.sum())
-        mean = self.total((x * real).sum((0, 1))) / count
+        real = x.new_tensor(x.shape[:2].numel()) if mask is None else mask.sum().to(x.dtype)
+        count = self.total(real)
+        mean = self.total(without_padding(x, mask).sum((0, 1))) / count
         x = x - mean
-        variance = self.total((x.square() * real).sum((0, 1))) / count
+        variance = self.total(without_padding(x.square(), mask).sum((0, 1))) / count
         with torch.no_grad():
             self.mean.lerp_(mean.to(self.mean.dtype), MOMENTUM)
             unbiased = variance * (count / (count - 1).clamp(min=1))

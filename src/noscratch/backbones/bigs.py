@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noscratch.backbones import Block, require
-from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform, randomize, without_padding
+from noscratch.backbones import Block, require, without_padding
+from noscratch.backbones._block import check, check_steps, eigenvalues, log_uniform, randomize
 from noscratch.backbones._ffn import Feedforward, Settings
 from noscratch.backbones._linear import Linear
 from noscratch.backbones.transformer import Attention, StackedBlock

@@ -6,17 +6,16 @@ time, no host and no absolute path enters a page. What the pages hold is in resu
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import unescape
 from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from noscratch.atomic import put, remove_left, temporary_in
 from noscratch.results.pages import (
     backbones,
     changes,
@@ -37,7 +36,6 @@ from noscratch.results.pages.markup import Html, Page
 from noscratch.results.pages.numbers import bare
 
 GENERATED = Path("site", "docs", "generated")
-TEMPORARY = ".generated-"
 
 
 def publish(root: Path) -> list[Path]:
@@ -92,20 +90,15 @@ def _built(name: str) -> str:
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{TEMPORARY}*"):  # of a run that was killed
-        shutil.rmtree(left)
-    fresh = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    for stem in (folder.name, f"aside-{folder.name}"):
+        remove_left(folder.parent, stem)
+    fresh = temporary_in(folder.parent, folder.name)
     try:
-        fresh.chmod(0o755)
         for name, content in sorted(files.items()):
             path = fresh / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        if folder.exists():
-            os.replace(folder, fresh.with_name(f"{fresh.name}-old"))
-        os.replace(fresh, folder)
+        put(fresh, folder)
     finally:
-        for left in (fresh, fresh.with_name(f"{fresh.name}-old")):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
     return sorted(folder / name for name in files)
