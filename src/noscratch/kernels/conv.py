@@ -137,19 +137,20 @@ class _Transform:
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype = n, dtype
-        self.padded = self.product = torch.empty(0)
+        self.padded: Tensor | None = None
+        self.product: Tensor | None = None
 
     def spectrum(self, rows: Tensor) -> Tensor:
         """rows (batch, heads, L), padded by zeros -> (batch, heads, n // 2 + 1)."""
         *shape, L = rows.shape
-        if self.padded.shape[:-1] != torch.Size(shape):
+        if self.padded is None or self.padded.shape[:-1] != rows.shape[:-1]:
             self.padded = rows.new_zeros(*shape, self.n, dtype=self.dtype)
         self.padded[..., :L] = rows
         return torch.fft.rfft(self.padded)
 
     def filtered(self, spectrum: Tensor, response: Tensor) -> Tensor:
         """The rows (batch, heads, n) whose spectrum is `spectrum` times `response` (heads, n // 2 + 1)."""
-        if self.product.shape != spectrum.shape:
+        if self.product is None or self.product.shape != spectrum.shape:
             self.product = torch.empty_like(spectrum)
         return torch.fft.irfft(torch.mul(spectrum, response, out=self.product), n=self.n)
 
