@@ -154,7 +154,7 @@ def provenance(measured: Measurement) -> Html:
     about, record = measured.provenance, measured.record
     commit = about.get("commit")
     libraries = about.get("libraries", {})
-    devices = ", ".join(sorted({str(row["device"]) for row in measured.rows if "device" in row}))
+    devices = "; ".join(sorted({str(row["device"]) for row in measured.rows if "device" in row}))
     rows: list[tuple[str, object]] = [
         ("Device", words(devices or about["processor"])),
         (
@@ -182,7 +182,7 @@ def _kernels(page: Page, measured: Measurement) -> None:
     devices = sorted({row["device"] for row in rows})
     page.say(
         "Measured on ",
-        tag("strong", words(" and ".join(devices))),
+        tag("strong", words("; ".join(devices))),
         " with PyTorch ",
         words(", ".join(sorted({row["torch"] for row in rows}))),
         ", float32. Environments: ",
