@@ -115,6 +115,9 @@ def test_hosts_and_slurm_jobs_do_not_wait_for_each_other(tmp_path: Path, monkeyp
     assert len(list(tmp_path.glob("*.lock"))) == 3
 
 
+PF_EXITING = 0x4  # of a process's flags, include/linux/sched.h
+
+
 def _hold(folder: Path, gpus: int, seconds: float) -> None:
     """When all are there, hold a GPU for a while; who finds a living holder on it leaves word."""
     while not (folder / "go").exists():
@@ -168,11 +171,13 @@ def test_never_two_on_one_gpu_and_none_leaked(tmp_path: Path) -> None:
 
 
 def _runs(pid: str) -> bool:
-    """Is the process alive (a killed child that waits for its parent is not)?"""
+    """Is the process alive? A killed one that waits for its parent is not, nor is one on its way out: the kernel has
+    freed its locks before it says "Z"."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state, *_, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return state != "Z" and not int(flags) & PF_EXITING
 
 
 def test_a_slot_keeps_to_the_devices_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
