@@ -95,10 +95,12 @@ def test_nothing_old_is_left(copy: Path) -> None:
     (copy / GENERATED / "runs" / "gone.md").write_text("old", encoding="utf-8")
     alive = temporary_in((copy / GENERATED).parent, "generated")
     killed = alive.with_name(alive.name.replace(f".{os.getpid()}.", f".{2**22 + 1}."))  # no process has this number
-    alive.mkdir()
-    killed.mkdir()
+    aside = killed.with_name(killed.name.replace("generated", "aside-generated"))
+    for left in (alive, killed, aside):
+        left.mkdir()
     publish(copy)
     assert not killed.exists()
+    assert not aside.exists()
     alive.rmdir()
     assert not (copy / GENERATED / "runs" / "gone.md").exists()
     assert not list((copy / GENERATED).parent.glob(f"{PREFIX}*"))

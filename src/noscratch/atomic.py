@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 PREFIX = ".tmp-"
+ASIDE = "aside-"
 
 
 def temporary_in(folder: Path, stem: str) -> Path:
@@ -27,15 +28,16 @@ def is_left(name: str) -> bool:
 
 
 def remove_left(folder: Path, stem: str) -> None:
-    """Remove what killed processes left of `stem` in a folder."""
+    """Remove what killed processes left of `stem` in a folder, and of what `put` set aside for it."""
+    stems = f"{PREFIX}{stem}", f"{PREFIX}{ASIDE}{stem}"
     for path in folder.glob(f"{PREFIX}*"):
-        if path.name.rpartition("-")[0] == f"{PREFIX}{stem}" and is_left(path.name):
+        if path.name.rpartition("-")[0] in stems and is_left(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def put(folder: Path, target: Path) -> None:
-    """Give a finished folder the name `target`, beside it or above; what stood there until now is removed."""
-    aside = temporary_in(folder.parent, f"aside-{target.name}")
+    """Give a finished folder the name `target`, on the same disk; what stood there until now is removed."""
+    aside = temporary_in(folder.parent, f"{ASIDE}{target.name}")
     if target.exists():
         os.rename(target, aside)
     os.rename(folder, target)

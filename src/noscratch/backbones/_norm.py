@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
         if not self.training:
             return (x - self.mean) * ((self.variance + self.eps).rsqrt() * self.weight) + self.bias
         require(x.ndim == 3, f"Batch norm trains on whole batches (B, L, D); got {tuple(x.shape)}. Call eval().")
-        real = x.new_tensor(x.shape[:2].numel()) if mask is None else mask.sum().to(x.dtype)
+        real = x.new_full((), x.shape[:2].numel()) if mask is None else mask.sum().to(x.dtype)
         count = self.total(real)
         mean = self.total(without_padding(x, mask).sum((0, 1))) / count
         x = x - mean

@@ -90,8 +90,7 @@ def _built(name: str) -> str:
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    for stem in (folder.name, f"aside-{folder.name}"):
-        remove_left(folder.parent, stem)
+    remove_left(folder.parent, folder.name)
     fresh = temporary_in(folder.parent, folder.name)
     try:
         for name, content in sorted(files.items()):
