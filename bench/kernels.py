@@ -123,6 +123,17 @@ class Whole(nn.Module):
         return self.block(x, None)
 
 
+class Mix(nn.Module):
+    """The layer, GELU and GLU of a block on u (B, L, H): as much of it as is a layer of the peers."""
+
+    def __init__(self, block: MixerBlock) -> None:
+        super().__init__()
+        self.mixer, self.gate = block.mixer, block.gate
+
+    def forward(self, u: Tensor) -> Tensor:
+        return structured.gated(self.mixer(u), self.gate.weight, self.gate.bias)
+
+
 class Rotary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return attention.rotary(x)
@@ -176,6 +187,10 @@ def _sgconv(shape: Shape) -> sgconv.SGConv:
     return sgconv.SGConv(sgconv.Config(kernel_dim=taps), shape.heads, shape.length, True, "auto")
 
 
+def _mix(mixer: Convolution, shape: Shape) -> Mix:
+    return Mix(MixerBlock(mixer, shape.heads, Settings()))
+
+
 def _block(mixer: Convolution, shape: Shape) -> Whole:
     return Whole(MixerBlock(mixer, shape.heads, Settings()))
 
@@ -198,15 +213,15 @@ class First(nn.Module):
         return self.layer(x)[0]
 
 
-class Residual(First):
+class Residual(nn.Module):
     """The norm before and the sum after a peer's layer, which its models add outside it."""
 
-    def __init__(self, layer: nn.Module, width: int) -> None:
-        super().__init__(layer)
-        self.norm = nn.LayerNorm(width)
+    def __init__(self, layer: First, width: int) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(width), layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(self.norm(x))
+        return x + self.layer(self.norm(x))
 
 
 class Called(nn.Module):
@@ -233,13 +248,12 @@ def _peer_core(module: ModuleType, shape: Shape, mode: str, bidirectional: bool 
     return First(layer)
 
 
-def _peer_s4_block(module: ModuleType, shape: Shape) -> nn.Module:
-    layer = module.S4Block(shape.heads, transposed=False, l_max=shape.length, init="legs", d_state=shape.states)
-    return Residual(layer, shape.heads)
+def _peer_s4_mix(module: ModuleType, shape: Shape) -> First:
+    return First(module.S4Block(shape.heads, transposed=False, l_max=shape.length, init="legs", d_state=shape.states))
 
 
-def _peer_s4d_block(module: ModuleType, shape: Shape) -> nn.Module:
-    return Residual(module.S4D(shape.heads, shape.states, transposed=False), shape.heads)
+def _peer_s4d_mix(module: ModuleType, shape: Shape) -> First:
+    return First(module.S4D(shape.heads, shape.states, transposed=False))
 
 
 def _peer_sgconv(module: ModuleType, shape: Shape) -> nn.Module:
@@ -328,19 +342,33 @@ ITEMS: Mapping[str, Item] = {
         "sgconv",
         _peer_sgconv,
     ),
+    "s4d-mix": Item(
+        _positions,
+        lambda shape: _mix(_s4d(shape), shape),
+        lambda ours, shape: plain.Mix(plain.S4DCore(ours.mixer), ours.gate),
+        "s4d",
+        _peer_s4d_mix,
+    ),
+    "s4-mix": Item(
+        _positions,
+        lambda shape: _mix(_s4(shape), shape),
+        lambda ours, shape: plain.Mix(plain.S4Core(ours.mixer, shape.length), ours.gate),
+        "s4",
+        _peer_s4_mix,
+    ),
     "s4d-block": Item(
         _positions,
         lambda shape: _block(_s4d(shape), shape),
         lambda ours, shape: plain.Block(ours.block, plain.S4DCore(ours.block.mixer)),
         "s4d",
-        _peer_s4d_block,
+        lambda module, shape: Residual(_peer_s4d_mix(module, shape), shape.heads),
     ),
     "s4-block": Item(
         _positions,
         lambda shape: _block(_s4(shape), shape),
         lambda ours, shape: plain.Block(ours.block, plain.S4Core(ours.block.mixer, shape.length)),
         "s4",
-        _peer_s4_block,
+        lambda module, shape: Residual(_peer_s4_mix(module, shape), shape.heads),
     ),
     "bigs": Item(
         _positions,

@@ -161,18 +161,27 @@ class LRUCore(nn.Module):
         return (x @ torch.view_as_complex(mixer.C)[index].T).real
 
 
+class Mix(nn.Module):
+    """GLU(W gelu(core(u))) for u (B, L, H), with the parameters of the linear map `gate`."""
+
+    def __init__(self, core: Core | LRUCore, gate: nn.Linear) -> None:
+        super().__init__()
+        self.core, self.gate = core, gate
+
+    def forward(self, u: Tensor) -> Tensor:
+        y = self.core(u.transpose(1, 2)).transpose(1, 2)
+        return functional.glu(functional.linear(functional.gelu(y), self.gate.weight, self.gate.bias))
+
+
 class Block(nn.Module):
     """x + GLU(W gelu(core(norm(x)))) for x (B, L, H), with the parameters of `block`."""
 
     def __init__(self, block: MixerBlock, core: Core | LRUCore) -> None:
         super().__init__()
-        self.block, self.core = block, core
+        self.norm, self.mix = block.norm, Mix(core, block.gate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        u = without_padding(self.block.norm(x), mask)
-        y = self.core(u.transpose(1, 2)).transpose(1, 2)
-        gate = self.block.gate
-        return x + functional.glu(functional.linear(functional.gelu(y), gate.weight, gate.bias))
+        return x + self.mix(without_padding(self.norm(x), mask))
 
 
 class BiGS(nn.Module):

@@ -97,47 +97,50 @@ LAYOUTS = [(3, 256, 4, 8), (1, 300, 7, 4), (2, 1201, 5, 6), (2, 7, 3, 2)]
 def test_gated_in_either_layout(batch: int, rows: int, i: int, o: int, channels_first: bool) -> None:
     """Values and gradients; what lies channels first in memory has a gradient that does, too, unless it is short."""
     shape = (batch, i, rows) if channels_first else (batch, rows, i)
-    leaf, w, b, g = (torch.randn(*size) for size in (shape, (o, i), (o,), (batch, rows, o // 2)))
+    y = (batch, rows, o // 2)
+    leaf, w, b, residual, g = (torch.randn(*size) for size in (shape, (o, i), (o,), y, y))
 
-    def apply(leaf: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def apply(leaf: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
         x = leaf.transpose(1, 2) if channels_first else leaf
         if x.dtype == torch.float32:
-            return structured.gated(x, w, b)
+            return structured.gated(x, w, b, residual)
         p, q = ((functional.gelu(x).unsqueeze(-2) * w).sum(-1) + b).chunk(2, dim=-1)
-        return p * torch.sigmoid(q)
+        return residual + p * torch.sigmoid(q)
 
-    got, want = run(apply, (leaf, w, b), g), run(apply, [wide(t) for t in (leaf, w, b)], wide(g))
-    size = norm(leaf) * norm(w) + norm(b)
-    scales = (size, size * norm(g), size * norm(g) * norm(leaf), size * norm(g))
-    for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
+    drawn = (leaf, w, b, residual)
+    got, want = run(apply, drawn, g), run(apply, [wide(t) for t in drawn], wide(g))
+    size = norm(leaf) * norm(w) + norm(b) + norm(residual)
+    scales = (size, size * norm(g), size * norm(g) * norm(leaf), size * norm(g), norm(g))
+    for name, j, k, scale in zip(("y", "dx", "dw", "db", "dr"), got, want, scales, strict=True):
         assert_close(j, k, tolerance(torch.float32, batch * rows), min(scale, 10 * k.abs().max().item()), name)
     assert got[0].is_contiguous()
     assert got[1].is_contiguous() or rows < structured.ROWS // 4
 
 
 @st.composite
-def gates(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """x (batch, rows, in), w (2 out, in), b (2 out,)."""
+def gates(draw: st.DrawFn) -> tuple[Tensor, ...]:
+    """x (batch, rows, in), w (2 out, in), b (2 out,) and perhaps a residual (batch, rows, out)."""
     batch, rows, i, o = draw(own.sizes(3)), draw(own.lengths(40)), draw(own.sizes(6)), draw(own.sizes(6))
     source = own.Source(draw)
-    return source.reals(batch, rows, i), source.reals(2 * o, i), source.reals(2 * o)
+    found = source.reals(batch, rows, i), source.reals(2 * o, i), source.reals(2 * o)
+    return (*found, source.reals(batch, rows, o)) if draw(st.booleans()) else found
 
 
 @given(gates(), backends, own.seeds())
-def test_gated_is_its_steps(drawn: tuple[Tensor, Tensor, Tensor], backend: str, seed: int) -> None:
+def test_gated_is_its_steps(drawn: tuple[Tensor, ...], backend: str, seed: int) -> None:
     """Values and gradients, written out without the kernel."""
-    x, w, b = drawn
+    x, w, b, *added = drawn
 
-    def steps(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def steps(x: Tensor, w: Tensor, b: Tensor, *added: Tensor) -> Tensor:
         p, q = ((functional.gelu(x).unsqueeze(-2) * w).sum(-1) + b).chunk(2, -1)
-        return p / (1 + torch.exp(-q))
+        return sum(added, p / (1 + torch.exp(-q)))
 
     g = own.normal(seed, *x.shape[:2], len(w) // 2, dtype=x.dtype)
-    got = run(lambda x, w, b: structured.gated(x, w, b, backend=backend), (x, w, b), g)
+    got = run(lambda *drawn: structured.gated(*drawn, backend=backend), drawn, g)
     want = run(steps, [wide(t) for t in drawn], wide(g))
-    size = 1 + norm(x) * norm(w) + norm(b)
-    scales = (size, size * norm(w) * norm(g), size * norm(g) * (1 + norm(x)), size * norm(g))
-    for name, j, k, scale in zip(("y", "dx", "dw", "db"), got, want, scales, strict=True):
+    size = 1 + norm(x) * norm(w) + norm(b) + sum(map(norm, added))
+    scales = (size, size * norm(w) * norm(g), size * norm(g) * (1 + norm(x)), size * norm(g), norm(g))
+    for name, j, k, scale in zip(("y", "dx", "dw", "db", "dr"), got, want, scales, strict=False):
         assert_close(j, k, tolerance(x.dtype, x.shape[0] * x.shape[1] + x.shape[2]), scale, name)
 
 
@@ -285,6 +288,10 @@ def test_golden_structured(
         (lambda: linear(torch.ones(3), torch.ones(2, 4)), "linear with this weight takes 4 features; got 3"),
         (lambda: structured.gated(torch.ones(3), torch.ones(2, 4), torch.ones(2)), "takes 4 features .* got 3 and 2"),
         (lambda: structured.gated(torch.ones(4), torch.ones(3, 4), torch.ones(3)), "an even number .* got 4 and 3"),
+        (
+            lambda: structured.gated(torch.ones(5, 4), torch.ones(6, 4), torch.ones(6), torch.ones(3)),
+            r"residual of shape \(5, 3\); got \(3,\)",
+        ),
         (
             lambda: structured.gelu_product(
                 *(torch.ones(3), torch.ones(3), torch.ones(6, 3), torch.ones(6), torch.ones(6, 3), torch.ones(6)),

@@ -98,9 +98,10 @@ MUTANTS = [
         "dense block order swapped", "structured", "w2 @ torch.block_diag(*w1)", "w2 @ torch.block_diag(*w1.flip(0))"
     ),
     Mutant(
-        "gradient of x by the wrong side", "structured", "_product(dz, w.T, None)", "_product(dz, w.flip(0).T, None)"
+        "gradient of x by the wrong side", "structured", "_product(dz, w_t, None)", "_product(dz, w_t.flip(1), None)"
     ),
     Mutant("bias lost", "structured", "functional.gelu(rows), w, b)", "functional.gelu(rows), w, None)"),
+    Mutant("residual taken off", "structured", "piece.add_(r)", "piece.sub_(r)"),
     Mutant("bias of the product lost", "structured", "gelu(q)), w, b, piece)", "gelu(q)), w, None, piece)"),
     Mutant("gradients of the factors swapped", "structured", "gelu_q.mul_(dh), p)", "gelu_p * dh, p)"),
     # ssm

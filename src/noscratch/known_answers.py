@@ -366,9 +366,9 @@ def _structured_cases() -> list[Case]:
     def gelu(x: Tensor) -> Tensor:
         return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
-    def gated(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def gated(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
         p, q = affine(gelu(x), w, b).chunk(2, dim=-1)
-        return p / (1 + torch.exp(-q))
+        return residual + p / (1 + torch.exp(-q))
 
     def gelu_product(u: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
         w_u, b_u, w_v, b_v, w, b = weights
@@ -400,9 +400,9 @@ def _structured_cases() -> list[Case]:
         ),
         Case(
             "structured.gated",
-            "GELU, product, gate",
+            "GELU, product, gate, residual",
             structured.GATED_BACKENDS,
-            (_real(48, 3, 5, 6), _real(49, 8, 6), _real(50, 8)),
+            (_real(48, 3, 5, 6), _real(49, 8, 6), _real(50, 8), _real(71, 3, 5, 4)),
             call("gated"),
             gated,
             length=15,

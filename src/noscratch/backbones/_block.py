@@ -104,10 +104,9 @@ class MixerBlock(nn.Module):
     def _leave(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """x plus what the channels make of the mixer's output y, (..., D) both."""
         if self.training and self.dropout:  # between the steps that `gated` takes as one
-            y = functional.glu(self.gate(self._drop(functional.gelu(y))))
+            y = x + self._drop(functional.glu(self.gate(self._drop(functional.gelu(y)))))
         else:
-            y = structured.gated(y, self.gate.weight, self.gate.bias, backend=self.mixer.backend)
-        y = x + self._drop(y)
+            y = structured.gated(y, self.gate.weight, self.gate.bias, x, backend=self.mixer.backend)
         return y if self.pre else self.norm(y, mask)
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -111,13 +111,11 @@ class _Krylov(torch.autograd.Function):
             steps.append(E)
             rows = torch.cat((rows, rows @ E), 1)
             E = without_subnormals(E @ E, dtype)
-        Y = rows.new_empty(H, A * R, 2 * n, dtype=dtype)
-        Y[:, : rows.shape[1]] = rows[:, : A * R]
+        found = [rows]
         if rows.shape[1] < A * R:
             steps.append(E)
-            for piece in Y.split(rows.shape[1], 1)[1:]:
-                rows = without_subnormals(rows[:, : piece.shape[1]] @ E, dtype)
-                piece.copy_(rows)
+            found += [rows := torch.bmm(rows, E) for _ in range(rows.shape[1], A * R, rows.shape[1])]
+        Y = without_subnormals(torch.cat(found, 1)[:, : A * R], dtype).to(dtype)
         rounded = dtype.to_complex()
         kept = (table.to(rounded), *(x.to(dtype) for x in (tu, tv, ub, inverse, solution)))
         ctx.save_for_backward(b, U, V, X, Y, *kept, *(without_subnormals(E.to(dtype)) for E in steps))
@@ -141,7 +139,7 @@ class _Krylov(torch.autograd.Function):
             end = 2 * size if dE is not None else dY.shape[1]
             for start in range((end - 1) // size * size, 0, -size):
                 piece = dY[:, start : min(start + size, end)]
-                dY[:, start - size : start - size + piece.shape[1]] += piece @ E_t
+                dY[:, start - size : start - size + piece.shape[1]] += torch.bmm(piece, E_t)
             from_rows = Y[:, : end - size].mT @ dY[:, size:end]
             dE = from_rows if dE is None else from_rows.baddbmm_(dE, E_t).baddbmm_(E_t, dE)
         dc = complex_view(dY[:, :R]).conj()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from noscratch.kernels import KernelError, resolve
+from noscratch.kernels._layout import transposed
 
 LONG_CONV_BACKENDS = ("reference", "fast")
 SGCONV_BACKENDS = ("reference", "fast")
@@ -122,16 +123,6 @@ def _lies_positions_first(u: Tensor) -> bool:
     return u.stride(1) == 1 and u.stride(2) > 1
 
 
-def _transposed(x: Tensor) -> Tensor:
-    """x (batch, m, n) -> (batch, n, m), dense on the CPU, where PyTorch's copies go number by number and its shuffle of
-    m n channels in m groups, which is the same, by tiles; elsewhere a view."""
-    batch, m, n = x.shape
-    if x.device.type != "cpu":
-        return x.mT
-    pixels = x.contiguous().as_strided((batch, m * n, 1, 1), (m * n, 1, m * n, m * n))  # one a sequence, channels last
-    return torch.native_channel_shuffle(pixels, m).view(batch, n, m)
-
-
 class _Transform:
     """FFTs of size n of blocks of rows, by way of two buffers that serve one block after the other."""
 
@@ -169,7 +160,7 @@ class _CircularConv(torch.autograd.Function):
         saved = []
         transform = _Transform(n, kernel.dtype)
         for b, h in _blocks(u):
-            U = transform.spectrum(_transposed(u[b, h].mT) if ctx.positions_first else u[b, h])
+            U = transform.spectrum(transposed(u[b, h].mT) if ctx.positions_first else u[b, h])
             y[b, h] = transform.filtered(U, spectrum[h])[..., : u.shape[-1]]
             if any(ctx.needs_input_grad[1:3]):
                 saved.append(U)
@@ -193,7 +184,7 @@ class _CircularConv(torch.autograd.Function):
             G = transform.spectrum(grad[b, h])
             if grad_u is not None:
                 rows = transform.filtered(G, mirrored[h])[..., :L]
-                grad_u[b, h] = _transposed(rows).mT if ctx.positions_first else rows
+                grad_u[b, h] = transposed(rows).mT if ctx.positions_first else rows
             if total is not None:
                 G.conj_physical_()
                 for row in range(G.shape[0]):

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from noscratch.kernels import ONE_FORM, KernelError, resolve
+from noscratch.kernels._layout import transposed
 
 STRUCTURED_BACKENDS = ("reference", "fast")
 LINEAR_BACKENDS = ("reference", "fast")
@@ -44,23 +45,28 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None, *, backend: str = "aut
     return functional.linear(x, w, b)
 
 
-def gated(x: Tensor, w: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
-    """y = p sigmoid(q) with (p, q) = w gelu(x) + b: x (..., in), w (2 out, in), b (2 out,) -> (..., out).
+def gated(x: Tensor, w: Tensor, b: Tensor, residual: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """y = residual + p sigmoid(q) with (p, q) = w gelu(x) + b: x (..., in), w (2 out, in), b (2 out,), residual
+    (..., out), nothing if not given -> (..., out).
 
     "reference" takes these steps one after the other. "fast" takes them together for a few positions at a time, so that
     nothing in between leaves the cache: float32 on a CPU, outside autocast. Elsewhere it is the same as "reference".
     """
     chosen = resolve("gated", backend, GATED_BACKENDS, x.device)
+    out = len(w) // 2
     if x.shape[-1] != w.shape[1] or len(w) % 2:
         raise KernelError(
             f"gated with this weight takes {w.shape[1]} features and makes an even number of values; "
             f"got {x.shape[-1]} and {len(w)}."
         )
-    if chosen == "reference" or not _is_single_on_cpu(x, w):
-        return functional.glu(functional.linear(functional.gelu(x), w, b))
+    if residual is not None and residual.shape != (*x.shape[:-1], out):
+        raise KernelError(f"gated adds a residual of shape {(*x.shape[:-1], out)}; got {tuple(residual.shape)}.")
+    if chosen == "reference" or not _is_single_on_cpu(x, w) or (residual is not None and residual.dtype != x.dtype):
+        y = functional.glu(functional.linear(functional.gelu(x), w, b))
+        return y if residual is None else residual + y
     rows = x if _is_channels_first(x) else x.contiguous().view(1, -1, x.shape[-1])
-    y: Tensor = _Gated.apply(rows, w, b)
-    return y.view(*x.shape[:-1], len(w) // 2)
+    whole: Tensor = _Gated.apply(rows, w, b, None if residual is None else residual.reshape(*rows.shape[:2], out))
+    return whole.view(*x.shape[:-1], out)
 
 
 def gelu_product(
@@ -156,8 +162,9 @@ class _ChannelsFirst(torch.autograd.Function):
         grad_x = grad_w = None
         if needs_x:
             grad_x = torch.empty_like(x)  # lies as x does
+            w_t = w.T.contiguous()
             for g, out in zip(grad, grad_x, strict=True):
-                _product(w.T, g, None, out.T)
+                _product(w_t, g, None, out.T)
         if needs_w:
             for g, rows in zip(grad, x, strict=True):
                 grad_w = _add_product(grad_w, g.T, rows.T)
@@ -165,16 +172,19 @@ class _ChannelsFirst(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
-    """x (batch, rows, in), which may lie channels first, w (2 out, in), b (2 out,) -> (batch, rows, out)."""
+    """x (batch, rows, in), which may lie channels first, w (2 out, in), b (2 out,), residual (batch, rows, out) or None
+    -> (batch, rows, out)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, residual: Tensor | None) -> Tensor:
         w = w.contiguous()
         y = x.new_empty(*x.shape[:2], len(w) // 2)
         saved = []
-        for piece, rows in _pieces(y, x):
+        for piece, rows, *added in _pieces(y, x, *(() if residual is None else (residual,))):
             z = _product(functional.gelu(rows), w, b)
             torch.ops.aten.glu.out(z, -1, out=piece)
+            for r in added:
+                piece.add_(r)
             saved.append(z)
         ctx.save_for_backward(x, w, *saved)
         return y
@@ -184,15 +194,16 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w, *saved = ctx.saved_tensors
         channels_first = x.stride(2) != 1
+        w_t = w.T.contiguous() if channels_first else w.T
         grad_x = torch.empty_like(x)  # lies as x does
         grad_w, grad_b = None, torch.zeros_like(w[:, 0])
         for (g, rows, out), z in zip(_pieces(grad.contiguous(), x, grad_x), saved, strict=True):
             dz = torch.ops.aten.glu_backward(g, z, -1)
             grad_b += dz.sum(0)
             grad_w = _add_product(grad_w, dz.T, functional.gelu(rows).T)
-            dh = _product(w.T, dz, None).T if channels_first else _product(dz, w.T, None)
+            dh = _product(w_t, dz, None).T if channels_first else _product(dz, w_t, None)
             torch.ops.aten.gelu_backward.grad_input(dh, rows, grad_input=out)
-        return grad_x, grad_w, grad_b
+        return grad_x, grad_w, grad_b, grad if ctx.needs_input_grad[3] else None
 
 
 class _GeluProduct(torch.autograd.Function):
@@ -255,7 +266,8 @@ def _add_product(total: Tensor | None, g: Tensor, x: Tensor) -> Tensor:
 def _product(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None = None) -> Tensor:
     """x w^T + b by the faster library, into `out` if given: x (rows, in), w (o, in), b (o,) or None -> (rows, o)."""
     if _onednn_pays():
-        y = _onednn(x, w, b)
+        dense = x if x.is_contiguous() else transposed(x.T.unsqueeze(0))[0]
+        y = _onednn(dense, w, b)
         return y if out is None else out.copy_(y)
     return torch.mm(x, w.T, out=out) if b is None else torch.addmm(b, x, w.T, out=out)
 

@@ -69,6 +69,8 @@ ITEMS = {
     "s4": "S4 layer (NPLR)",
     "dss-exp": "DSS layer (exp)",
     "sgconv": "SGConv layer",
+    "s4d-mix": "S4D layer, GELU, GLU",
+    "s4-mix": "S4 layer, GELU, GLU",
     "s4d-block": "S4D block: norm, layer, GELU, GLU, residual",
     "s4-block": "S4 block: norm, layer, GELU, GLU, residual",
     "bigs": "BiGS layer",
