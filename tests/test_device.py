@@ -17,6 +17,7 @@ import pytest
 from noscratch import device as devices
 from noscratch.device import choose, gpu_count, gpu_slot, processor, require
 from noscratch.errors import NoscratchError
+from processes import session_of
 
 X86 = "cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nmodel\t\t: 2\n"
 
@@ -115,16 +116,13 @@ def test_hosts_and_slurm_jobs_do_not_wait_for_each_other(tmp_path: Path, monkeyp
     assert len(list(tmp_path.glob("*.lock"))) == 3
 
 
-PF_EXITING = 0x4  # of a process's flags, include/linux/sched.h
-
-
 def _hold(folder: Path, gpus: int, seconds: float) -> None:
     """When all are there, hold a GPU for a while; who finds a living holder on it leaves word."""
     while not (folder / "go").exists():
         time.sleep(0.01)
     with gpu_slot(folder / "locks", gpus):
         owner = folder / f"gpu{os.environ['CUDA_VISIBLE_DEVICES']}"
-        if owner.exists() and _runs(owner.read_text()):
+        if owner.exists() and session_of(owner.read_text()) is not None:
             (folder / f"two-{owner.name}-{os.getpid()}").touch()
         written = folder / f"pid{os.getpid()}"
         written.write_text(str(os.getpid()))
@@ -168,16 +166,6 @@ def test_never_two_on_one_gpu_and_none_leaked(tmp_path: Path) -> None:
     assert {found.get(timeout=120) for _ in last} == set(range(gpus)), "the kernel frees the locks of the dead"
     for process in last:
         process.join()
-
-
-def _runs(pid: str) -> bool:
-    """Is the process alive? A killed one that waits for its parent is not, nor is one on its way out: the kernel has
-    freed its locks before it says "Z"."""
-    try:
-        state, *_, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z" and not int(flags) & PF_EXITING
 
 
 def test_a_slot_keeps_to_the_devices_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 from checkout import Checkout
 from noscratch.audit.case import Case
 from noscratch.audit.numbers import check, pages
+from processes import living_in
 
 VIEWS = ("data/raw", "data/prepared", "data/runs")
 MADE = (*VIEWS, "reports", "site/docs/generated", "public")
@@ -226,22 +227,9 @@ def test_a_stopped_repro_leaves_nothing_running(by_dvc: Checkout, tmp_path: Path
     else:
         process.send_signal(asked)
     assert process.wait(120) == 128 + asked
-    assert not _alive_in(process.pid), "a child goes on"
+    assert not living_in(process.pid), "a child goes on"
     checkout.noscratch("gc")  # what the engine killed outright is no result, and swept
     assert not list((checkout.root / "data").glob("store/*")), "a stopped job left something that gc does not know"
-
-
-def _alive_in(session: int) -> list[str]:
-    """The processes of a session that run (one that is dead and waits for its parent does not)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(its_session) == session and state != "Z":
-            found.append(path.parent.name)
-    return found
 
 
 @pytest.mark.proves("kills")
