@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import strategies as own
 from laws import run, wide
@@ -405,10 +406,23 @@ def test_float32_keeps_its_digits_at_length(kernel: str) -> None:
     assert_close(system.call(), system.exact(), tolerance(torch.float32, L), system.majorant())
 
 
+class Factors(TorchDispatchMode):
+    """Notes what matrix products are of."""
+
+    def __init__(self, found: list[Tensor]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.bmm.default:
+            self.found += [factor.clone() for factor in args]
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("kernel", ["s4d-zoh", "s4d-bilinear", "dss-exp", "dlr", "s4"])
 def test_decayed_powers_end_in_zero(kernel: str) -> None:
-    """What the backward pass multiplies by holds no subnormal numbers, nor does the kernel, where modes decay past
-    float32's range: all pass through the subnormal ones, which processors compute a hundred times slower."""
+    """No product is of subnormal numbers, what the backward pass multiplies by and the kernel hold none, where modes
+    decay past float32's range: all pass through the subnormal ones, which processors compute a hundred times slower."""
     L, n = 8192, 16
     legs, dt = ssm.hippo_legs(2 * n), torch.tensor([0.02, 0.1])
     Lambda, B, P = (x.to(torch.complex64) for x in (legs.Lambda, legs.B_t, legs.P_t))
@@ -420,7 +434,7 @@ def test_decayed_powers_end_in_zero(kernel: str) -> None:
         "dlr": ((0.05 * -A.real).sqrt(), 0.05 * A.imag, C),
     }.get(kernel, (dt, A, B, C))
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.detach()) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.detach()) or x, lambda x: x), Factors(kept):
         K = System(kernel, tuple(p.requires_grad_() for p in parameters), L).call()
     reals = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in (*kept, K.detach())]
     assert all(torch.equal(x, torch.where(x.abs() < torch.finfo(x.dtype).tiny, 0, x)) for x in reals)

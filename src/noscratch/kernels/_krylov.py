@@ -114,8 +114,10 @@ class _Krylov(torch.autograd.Function):
         found = [rows]
         if rows.shape[1] < A * R:
             steps.append(E)
-            found += [rows := torch.bmm(rows, E) for _ in range(rows.shape[1], A * R, rows.shape[1])]
-        Y = without_subnormals(torch.cat(found, 1)[:, : A * R], dtype).to(dtype)
+            for _ in range(rows.shape[1], A * R, rows.shape[1]):
+                rows = without_subnormals(torch.bmm(rows, E), dtype)
+                found.append(rows)
+        Y = torch.cat(found, 1)[:, : A * R].to(dtype)
         rounded = dtype.to_complex()
         kept = (table.to(rounded), *(x.to(dtype) for x in (tu, tv, ub, inverse, solution)))
         ctx.save_for_backward(b, U, V, X, Y, *kept, *(without_subnormals(E.to(dtype)) for E in steps))
